@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: demo test lint setup bench clean
+
+demo: $(READY)
+	$(BIN)/dgate demo
+
+test: $(READY) $(VENV)/.browser
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/dgate bench pipeline
+
+setup: $(READY)
+
+# uv comes from PyPI: it resolves and installs the pinned set in seconds.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+# The gallery's test drives a real browser; Debian and Ubuntu carry it.
+$(VENV)/.browser: $(READY)
+	@command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || test -n "$$CHROMIUM" \
+	  || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) >/dev/null 2>&1 \
+	  || echo "No chromium and it could not be installed: the browser tests will say so."
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

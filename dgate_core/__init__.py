@@ -1,0 +1,1 @@
+"""D-Gate: pictures in bulk with diffusion models, proved good."""

@@ -1,0 +1,96 @@
+"""What D-Gate knows of a checkpoint before it is opened: families, schedulers and defaults, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgate_core.registry import Registry
+
+FAMILIES = Registry(
+    "model family",
+    {"unet": "dgate_core.models.families.unet:UNetFamily"},
+)
+
+PIPELINE_FAMILIES: Mapping[str, str] = {
+    "StableDiffusionPipeline": "unet",
+    "StableDiffusionXLPipeline": "unet",
+}
+"""`_class_name` of a diffusers model_index.json → the family that runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSpec:
+    """A diffusers scheduler under the name that users know it by."""
+
+    class_name: str
+    """Class in `diffusers`."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Set on top of the checkpoint's own scheduler config (betas, prediction type, spacing stay the checkpoint's)."""
+
+
+SCHEDULERS: Mapping[str, SchedulerSpec] = {
+    "ddim": SchedulerSpec("DDIMScheduler"),
+    "ddpm": SchedulerSpec("DDPMScheduler"),
+    "deis": SchedulerSpec("DEISMultistepScheduler"),
+    "dpmpp_2m": SchedulerSpec("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmpp_2m_karras": SchedulerSpec(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}
+    ),
+    "dpmpp_2m_sde": SchedulerSpec("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": SchedulerSpec("EulerDiscreteScheduler"),
+    "euler_a": SchedulerSpec("EulerAncestralDiscreteScheduler"),
+    "heun": SchedulerSpec("HeunDiscreteScheduler"),
+    "lcm": SchedulerSpec("LCMScheduler"),
+    "pndm": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
+    "unipc": SchedulerSpec("UniPCMultistepScheduler"),
+}
+"""Names that a manifest may give; `default` is the checkpoint's own."""
+
+DEFAULT_SCHEDULER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSpec:
+    """One row of the catalogue: where a checkpoint comes from and what it is made for."""
+
+    name: str
+    """Name that a manifest or `--model` gives."""
+    source: str
+    """Hub repository, folder, or `.safetensors` file."""
+    revision: str | None = None
+    """Commit of the hub repository; None for local ones."""
+    variant: str | None = None
+    """File variant, as in `unet/diffusion_pytorch_model.fp16.safetensors`."""
+    num_inference_steps: int = 50
+    """Default steps."""
+    guidance_scale: float = 7.5
+    """Default classifier-free guidance."""
+    size_multiple: int = 8
+    """Sides are multiples of this, in pixels."""
+    size_range: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest side, as multiples of the native one."""
+    precisions: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    """Dtypes in which the whole checkpoint is known to be safe."""
+    licence: str = "unknown"
+    """As its card states it."""
+    step_gflops: float = 800.0
+    """Of one sample's forward at native size; for estimates only."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCheckpoint:
+    """A checkpoint on this machine's disk, checked but not loaded."""
+
+    spec: CheckpointSpec
+    folder: str
+    """A diffusers folder, or one `.safetensors` file."""
+    family: str
+    """Key of FAMILIES."""
+    weights_hash: str
+    """sha256 over its files' names and contents."""
+    native_size: int
+    """Side in pixels that it was trained at."""
+    pipeline_class: str
+    """`_class_name` of its model_index.json."""

@@ -50,8 +50,6 @@ CATALOG: Mapping[str, CheckpointSpec] = {
             revision="462165984030d82259a11f4367a4eed129e94a7b",
             variant="fp16",
             guidance_scale=5.0,
-            # Its VAE overflows in float16 and is kept in float32 there by its own config (force_upcast).
-            precisions=("float32", "bfloat16", "float16"),
             licence="CreativeML Open RAIL++-M",
             step_gflops=6761.0,
         ),

@@ -71,8 +71,6 @@ class CheckpointSpec:
     """Sides are multiples of this, in pixels."""
     size_range: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest side, as multiples of the native one."""
-    precisions: tuple[str, ...] = ("float32", "bfloat16", "float16")
-    """Dtypes in which the whole checkpoint is known to be safe."""
     licence: str = "unknown"
     """As its card states it."""
     step_gflops: float = 800.0

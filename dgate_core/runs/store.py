@@ -77,13 +77,14 @@ class RunStore:
     def read_progress(self, shard: int) -> ShardProgress:
         """One listing: is the shard committed, which parts are there."""
         keys = [item.key for item in self.storage.list_objects(layout.name_bookkeeping_prefix(shard))]
-        parts = tuple(key for key in keys if key.startswith(layout.name_parts_prefix(shard)))
+        prefix = layout.name_parts_prefix(shard)
+        parts = tuple(key for key in keys if key.startswith(prefix) and key.endswith(".parquet"))
         return ShardProgress(layout.name_commit(shard) in keys, parts)
 
     def write_part(self, shard: int, claim: str, number: int, rows: pa.Table) -> str:
         """Records a batch whose files are all written; after this they are never made again."""
         key = layout.name_part(shard, claim, number)
-        self.storage.write_bytes(key, table_to_bytes(rows))
+        self.storage.write_bytes(key, table_to_bytes(rows), durable=False)
         return key
 
     def read_parts(self, parts: tuple[str, ...]) -> pa.Table:
@@ -101,6 +102,7 @@ class RunStore:
         Returns:
             True when this call committed it, False when it was committed already.
         """
+        self.storage.sync(f"{layout.name_shard_folder(shard)}/")
         made = self.storage.create_bytes(layout.name_rows(shard), table_to_bytes(rows.sort_by("ordinal")))
         kept = rows if made else self.read_rows(shard)
         self._delete_leftovers(shard, kept)

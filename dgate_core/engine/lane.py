@@ -1,0 +1,251 @@
+"""A lane: one long-lived worker on one device. It loads a model once and claims shards until none are left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dgate_core.engine.describe import RowDescriber
+from dgate_core.engine.generate import GenerateOptions, Generator
+from dgate_core.engine.reports import LaneReport, Reporter
+from dgate_core.engine.stopping import StopSignal
+from dgate_core.engine.writer import BatchWriter, Target
+from dgate_core.errors import RunMismatchError
+from dgate_core.manifest.plan_files import ShardInfo, read_shard_index, read_shard_rows
+from dgate_core.models.catalog import find_checkpoint
+from dgate_core.models.spec import FAMILIES
+from dgate_core.runs import layout
+from dgate_core.runs.claims import LEASE_SECONDS, Claim, identify_holder, take_claim
+from dgate_core.runs.spec import RunSpec, spec_from_dict
+from dgate_core.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from dgate_core.models.families.contract import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """How a lane runs; nothing here determines pixels."""
+
+    name: str = "lane-0"
+    """Stands in the results; unique in a run."""
+    number: int = 0
+    """Lanes begin at different shards, so that they seldom meet."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps` or `auto`."""
+    threads: int | None = None
+    """CPU threads of torch; None leaves its own choice."""
+    lease_seconds: float = LEASE_SECONDS
+    """How long a claim lasts without a sign of life."""
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    """Batch sizes."""
+
+
+class Lane:
+    """Works through a run's shards.
+
+    Args:
+        store: The run, planned.
+        options: Name, device, batch sizes.
+        stop: Asked between batches.
+    """
+
+    def __init__(self, store: RunStore, options: LaneOptions, stop: StopSignal) -> None:
+        self.store, self.options, self.stop = store, options, stop
+        self.run_record = store.read_run()
+        self.spec: RunSpec = spec_from_dict(self.run_record["spec"])
+        self.device = choose_device(options.device)
+        self.report = LaneReport(options.name, device=self.device)
+        self.reporter = Reporter(store.storage, self.report)
+        self._started = time.monotonic()
+        self._model: LoadedModel | None = None
+        self._generator: Generator | None = None
+
+    def work(self) -> LaneReport:
+        """Claims shards until all are committed or the stop is set.
+
+        Raises:
+            RunMismatchError: the model's files are not those that the run was planned with.
+            StorageError: storage does not answer, or is full.
+        """
+        self._limit_threads()
+        self.reporter.tell(now=True)
+        waiting = _rotate(read_shard_index(self.store.storage), self.options.number)
+        try:
+            while waiting and not self.stop.is_set():
+                left = [shard for shard in waiting if not self._try_shard(shard)]
+                if len(left) == len(waiting):
+                    # All that is left is in other lanes' hands; stay to take over from one that dies.
+                    self.report.state = "waiting"
+                    self.reporter.tell()
+                    self.stop.wait(LOOK_AGAIN_SECONDS)
+                waiting = left
+            self.report.state = "stopped" if waiting else "finished"
+        except BaseException as error:
+            self.report.state, self.report.error = "failed", str(error)
+            raise
+        finally:
+            self.report.shard = None
+            self.reporter.tell(now=True)
+        return self.report
+
+    def _try_shard(self, shard: ShardInfo) -> bool:
+        """True when the shard needs no more work: it is committed now, by this lane or another."""
+        if self.stop.is_set():
+            return False
+        if self.store.read_progress(shard.shard).committed:
+            return True
+        holder = identify_holder(self.options.name)
+        claim = take_claim(self.store.storage, layout.name_claim_prefix(shard.shard), holder, self.options.lease_seconds)
+        if claim is None:
+            return False
+        with claim:
+            return self._work_on(shard, claim)
+
+    def _work_on(self, shard: ShardInfo, claim: Claim) -> bool:
+        progress = self.store.read_progress(shard.shard)
+        if progress.committed:
+            return True
+        self.report.state, self.report.shard = "working", shard.shard
+        self.reporter.tell(now=True)
+        recorded = self.store.read_parts(progress.parts)
+        finished = set(recorded.column("ordinal").to_pylist())
+        rows = read_shard_rows(self.store.storage, shard).to_pylist()
+        left = [row for row in rows if row["ordinal"] not in finished]
+        if finished:
+            logger.info("shard %d: %d of %d rows were made before and are kept", shard.shard, len(finished), len(rows))
+        writer = self._make_rows(shard, left, claim)
+        self.report.add_stages(writer.stages)
+        if self.stop.is_set() or not claim.is_valid():
+            return False
+        return self._commit(shard, claim, writer, len(rows))
+
+    def _make_rows(self, shard: ShardInfo, rows: Sequence[dict[str, Any]], claim: Claim) -> BatchWriter:
+        generator = self._load_generator(shard.batch_key.model) if rows else self._generator
+        backend = f"eager-{self.device}-{self.spec.precision}"
+        target = Target(self.store, shard.shard, claim.token, self.options.name, backend)
+        describe = RowDescriber(self.run_record, self.spec, shard.batch_key.model)
+        with BatchWriter(target, self.spec, describe) as writer:
+            if generator is not None and rows:
+                self._run_batches(generator, rows, shard, writer, claim)
+        self._note_written(writer, shard)
+        return writer
+
+    def _run_batches(
+        self, generator: Generator, rows: Sequence[dict[str, Any]], shard: ShardInfo, writer: BatchWriter, claim: Claim
+    ) -> None:
+        generator.embeddings.forget_prompts()
+        batches = generator.generate(rows, shard.batch_key)
+        while not self.stop.is_set() and claim.is_valid():
+            started = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            writer.stages["generate"] += time.perf_counter() - started
+            writer.submit(batch)
+            self._note_written(writer, shard)
+
+    def _note_written(self, writer: BatchWriter, shard: ShardInfo) -> None:
+        """Learns batch sizes from what is written, and tells."""
+        for batch in writer.take_written():
+            self.report.ok += batch.rows - batch.failed
+            self.report.failed += batch.failed
+            self.report.batch_size = batch.batch_size
+            if self._generator is not None and batch.seconds > 0:
+                sizer = self._generator.find_sizer(shard.batch_key)
+                sizer.record(batch.rows, batch.seconds, measure_memory_share(self.device))
+        self.report.seconds = time.monotonic() - self._started
+        self.reporter.tell()
+
+    def _commit(self, shard: ShardInfo, claim: Claim, writer: BatchWriter, expected: int) -> bool:
+        rows = self.store.read_parts(self.store.read_progress(shard.shard).parts)
+        if rows.num_rows != expected:
+            logger.warning("shard %d: %d of %d rows are recorded, another look", shard.shard, rows.num_rows, expected)
+            return self.store.read_progress(shard.shard).committed
+        rows = writer.sink.finish(rows.sort_by("ordinal"))
+        statuses = rows.column("status").to_pylist()
+        stats = {
+            "rows": expected,
+            "ok": statuses.count("ok"),
+            "errors": statuses.count("error"),
+            "lane": self.options.name,
+            "device": self.device,
+            "stages": dict(writer.stages),
+        }
+        if claim.is_valid():
+            self.store.commit_shard(shard.shard, rows, stats)
+            self.report.shards_done += 1
+            self.reporter.tell(now=True)
+            return True
+        return False
+
+    def _load_generator(self, model: str) -> Generator:
+        """The model in hand, or a fresh one in its place."""
+        if self._generator is None or self._generator.model.checkpoint.spec.name != model:
+            self._generator = None  # frees the old model's memory before the new one comes
+            started = time.perf_counter()
+            loaded = load_model(model, self.device, self.spec, self.run_record["models"])
+            self._generator = Generator(loaded, self.spec, self.options.generate)
+            self.report.add_stages({"load": time.perf_counter() - started})
+        return self._generator
+
+    def _limit_threads(self) -> None:
+        if self.options.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.options.threads)
+
+
+def load_model(name: str, device: str, spec: RunSpec, planned: dict[str, Any]) -> LoadedModel:
+    """Puts a checkpoint on the device after seeing that it is the one that the run was planned with.
+
+    Raises:
+        RunMismatchError: its hash is another.
+    """
+    from dgate_core.models.families.contract import LoadOptions
+
+    checkpoint = find_checkpoint(name)
+    if planned[name]["weights_hash"] != checkpoint.weights_hash:
+        raise RunMismatchError(
+            f"the files of {name} are not those that the run was planned with",
+            f"weights hash {planned[name]['weights_hash'][:16]}…, got {checkpoint.weights_hash[:16]}…",
+            "bring the old checkpoint back, or give another --out",
+        )
+    logger.info("loading %s on %s in %s", name, device, spec.precision)
+    return FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(device, spec.precision))
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` becomes cuda, mps or cpu, in this order."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def measure_memory_share(device: str) -> float:
+    """Peak share of the GPU's memory since the last call, 0 to 1; 0 where nothing is known."""
+    if device != "cuda":
+        return 0.0
+    import torch
+
+    share = torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.reset_peak_memory_stats()
+    return share
+
+
+def _rotate(shards: Sequence[ShardInfo], by: int) -> list[ShardInfo]:
+    """Shards of one model stay together, each lane begins at another place."""
+    ordered = sorted(shards, key=lambda shard: (shard.batch_key.model, shard.shard))
+    start = by % len(ordered) if ordered else 0
+    return [*ordered[start:], *ordered[:start]]

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: the first finishes the batch in hand, the second stops at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """Asked between batches; set by a signal or by the code that runs the lanes."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def is_set(self) -> bool:
+        """Whether to stop after the batch in hand."""
+        return self._event.is_set()
+
+    def set(self) -> None:
+        """Asks everybody to stop."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps, but not longer than until the stop."""
+        return self._event.wait(seconds)
+
+
+@contextmanager
+def listen_for_signals(stop: StopSignal, before_exit: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `stop` while the block runs; signals reach only the main thread.
+
+    Args:
+        stop: Set by the first signal.
+        before_exit: Called by the second, right before the process ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
+        if stop.is_set():
+            before_exit()
+            os._exit(128 + number)
+        logger.warning("stopping: the batch in hand is finished first; once more stops at once")
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,211 @@
+"""Encoding, hashing and writing beside the denoising loop, with bounded queues."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from dgate_core.engine.generate import Batch, PlanRow
+from dgate_core.engine.provenance import SUFFIXES, Provenance, encode_picture
+from dgate_core.engine.sinks import LooseFiles, PackedFiles, PictureFile, Sink
+from dgate_core.errors import RowError
+from dgate_core.runs.record import ROWS_SCHEMA
+from dgate_core.runs.spec import RunSpec
+from dgate_core.runs.store import RunStore
+
+BATCHES_IN_FLIGHT = 3
+"""Batches between the device and storage; the denoising loop waits when there are more."""
+WRITER_THREADS = 8
+"""Files encoded and sent side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a writer writes."""
+
+    store: RunStore
+    shard: int
+    token: str
+    """Of the claim."""
+    lane: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenBatch:
+    """What the loop learns of a batch once its record is in storage."""
+
+    batch_size: int
+    rows: int
+    failed: int
+    seconds: float
+    """Of the device: denoise, decode and copy."""
+
+
+class BatchWriter:
+    """Writes one shard's batches; `close` returns only when every record is in storage.
+
+    Args:
+        target: The shard, and who writes it.
+        spec: The image's format and container.
+        describe: A plan row's provenance.
+    """
+
+    def __init__(self, target: Target, spec: RunSpec, describe: Callable[[PlanRow], Provenance]) -> None:
+        self.target, self.spec, self.describe = target, spec, describe
+        self.stages: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._files = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="encode")
+        self._batches = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._room = threading.Semaphore(BATCHES_IN_FLIGHT)
+        self._written: queue.SimpleQueue[WrittenBatch] = queue.SimpleQueue()
+        self._pending: list[Future[None]] = []
+        self._count = 0
+        self.sink = self._make_sink()
+
+    def _make_sink(self) -> Sink:
+        storage, shard = self.target.store.storage, self.target.shard
+        if self.spec.image.container == "files":
+            return LooseFiles(storage, shard, self._files)
+        return PackedFiles(storage, shard, self.target.token, self.spec.image.container)
+
+    def submit(self, batch: Batch) -> None:
+        """Takes a batch; waits while too many are on their way.
+
+        Raises:
+            StorageError: an earlier batch could not be written.
+        """
+        started = time.perf_counter()
+        self._room.acquire()
+        self.stages["wait_for_writer"] += time.perf_counter() - started
+        self._raise_failures()
+        self._pending.append(self._batches.submit(self._write, batch, self._count))
+        self._count += 1
+
+    def take_written(self) -> list[WrittenBatch]:
+        """Batches written since the last call."""
+        taken = []
+        while not self._written.empty():
+            taken.append(self._written.get())
+        return taken
+
+    def close(self) -> None:
+        """Waits for all batches; raises what went wrong."""
+        self._batches.shutdown(wait=True)
+        self._files.shutdown(wait=True)
+        self._raise_failures()
+
+    def __enter__(self) -> BatchWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._batches.shutdown(wait=True, cancel_futures=True)
+            self._files.shutdown(wait=True)
+
+    def _raise_failures(self) -> None:
+        for future in [future for future in self._pending if future.done()]:
+            self._pending.remove(future)
+            future.result()
+
+    def _write(self, batch: Batch, number: int) -> None:
+        try:
+            files, outcomes = self._encode(batch)
+            with self._timed("write"):
+                paths = iter(self.sink.put(number, [file for file in files if file is not None]))
+                records = [self._make_record(batch, index, outcome, paths) for index, outcome in enumerate(outcomes)]
+                table = pa.Table.from_pylist(records, ROWS_SCHEMA)
+                self.target.store.write_part(self.target.shard, self.target.token, number, table)
+            failed = sum(record["status"] == "error" for record in records)
+            self._written.put(WrittenBatch(batch.batch_size, len(records), failed, self._device_seconds(batch)))
+        finally:
+            self._room.release()
+
+    def _encode(self, batch: Batch) -> tuple[list[PictureFile | None], list[dict[str, Any]]]:
+        """Files (None for failed rows) and what is to be recorded of each row."""
+        if batch.pictures is None:
+            assert batch.error is not None
+            return [None] * len(batch.rows), [_describe_error(batch.error) for _ in batch.rows]
+        with self._timed("wait_for_device"):
+            batch.pictures.wait()
+        for stage, seconds in batch.pictures.stages.read_seconds().items():
+            self._add(stage, seconds)
+        with self._timed("encode"):
+            files = list(self._files.map(lambda index: self._encode_row(batch, index), range(len(batch.rows))))
+        share = self._device_seconds(batch) / len(batch.rows)
+        return files, [_describe_file(file, share) for file in files]
+
+    def _encode_row(self, batch: Batch, index: int) -> PictureFile | None:
+        assert batch.pictures is not None
+        if not bool(batch.pictures.finite[index]):
+            return None
+        row = batch.rows[index]
+        data = encode_picture(batch.pictures.pixels[index].numpy(), self.spec.image, self.describe(row))
+        return PictureFile(
+            row["ordinal"], hashlib.sha256(data).hexdigest(), SUFFIXES[self.spec.image.format], data, row["prompt"]
+        )
+
+    def _make_record(
+        self, batch: Batch, index: int, outcome: dict[str, Any], paths: Iterator[str]
+    ) -> dict[str, Any]:
+        """A row of ROWS_SCHEMA; names that the plan does not know stay null."""
+        row = batch.rows[index]
+        record = {name: row.get(name) for name in ROWS_SCHEMA.names}
+        warnings = [*(row.get("warnings") or ()), *(batch.warnings[index] if batch.warnings else ())]
+        record |= outcome | {
+            "batch_size": batch.batch_size,
+            "attempts": batch.attempts,
+            "lane": self.target.lane,
+            "backend": self.target.backend,
+            "warnings": warnings,
+        }
+        if record["status"] == "ok":
+            record["path"] = next(paths)
+        return record
+
+    @staticmethod
+    def _device_seconds(batch: Batch) -> float:
+        return sum(batch.pictures.stages.read_seconds().values()) if batch.pictures is not None else 0.0
+
+    def _timed(self, stage: str) -> _Timer:
+        return _Timer(lambda seconds: self._add(stage, seconds))
+
+    def _add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self.stages[stage] += seconds
+
+
+class _Timer:
+    """Hands the seconds of a block to a callback."""
+
+    def __init__(self, add: Callable[[float], None]) -> None:
+        self.add = add
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.add(time.perf_counter() - self.started)
+
+
+def _describe_file(file: PictureFile | None, seconds: float) -> dict[str, Any]:
+    if file is None:
+        error = RowError("nan_picture", "the decoder gave NaN or infinity", "finite pixels", "try precision=float32")
+        return {**_describe_error(error), "seconds": seconds}
+    return {"status": "ok", "error_code": None, "error_message": None, "sha256": file.sha256, "seconds": seconds}
+
+
+def _describe_error(error: RowError) -> dict[str, Any]:
+    return {"status": "error", "error_code": error.row_code, "error_message": str(error), "path": None, "sha256": None}

@@ -1,0 +1,74 @@
+"""The `dgate` command; each subcommand is a module that is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from dgate_core.errors import DgateError, UsageError
+
+COMMANDS = {
+    "demo": ("flows.commands.demo", "64 postcards with the starter model, and a gallery"),
+    "generate": ("flows.commands.generate", "make the pictures of a manifest"),
+    "plan": ("flows.commands.plan", "show what a run would be, and every problem of the manifest"),
+    "retry": ("flows.commands.retry", "make the failed rows of a run again, nothing else"),
+    "reproduce": ("flows.commands.reproduce", "make a picture again from the file alone"),
+    "runs": ("flows.commands.runs", "show and list runs"),
+    "models": ("flows.commands.models", "list the models that are known"),
+    "up": ("flows.commands.up", "start a local Prefect server, pool and workers"),
+    "bench": ("flows.commands.bench", "measure against plain diffusers"),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists its commands without importing them, so that `dgate --help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name in the message."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from dgate_core.registry import explain_unknown
+
+            raise explain_unknown("command", name, COMMANDS, UsageError)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="d-gate", prog_name="dgate")
+def command() -> None:
+    """Pictures in bulk with diffusion models, proved good."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; a person's mistake is one message and exit code 2 (usage) or 1, without a traceback."""
+    try:
+        result: Any = command.main(args=arguments, prog_name="dgate", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except DgateError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

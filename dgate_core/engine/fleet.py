@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 
 from dgate_core.engine.begin import count_lanes
@@ -68,10 +69,11 @@ def _run_in_thread(store: RunStore, options: LaneOptions, stop: StopSignal, list
     def work() -> None:
         try:
             lane.work()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+        except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=work, name=options.name)
+    # The caller's context comes along: whoever collects logs by it (a flow run) gets the lane's too.
+    thread = threading.Thread(target=copy_context().run, args=(work,), name=options.name)
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)

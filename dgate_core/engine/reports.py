@@ -7,9 +7,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from dgate_core.errors import StorageError
+from dgate_core.errors import ObjectNotFoundError, StorageError
 from dgate_core.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -64,5 +65,9 @@ class Reporter:
 
 def read_reports(storage: Storage) -> list[LaneReport]:
     """Reports of all lanes of the current attempt."""
-    keys = [item.key for item in storage.list_objects(LANES_PREFIX)]
-    return [LaneReport(**json.loads(storage.read_bytes(key))) for key in keys]
+    reports = []
+    for item in storage.list_objects(LANES_PREFIX):
+        # A run that begins again clears the reports of the attempt before, perhaps between listing and reading.
+        with suppress(ObjectNotFoundError):
+            reports.append(LaneReport(**json.loads(storage.read_bytes(item.key))))
+    return reports

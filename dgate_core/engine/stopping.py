@@ -18,6 +18,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self.number: int | None = None
+        """The signal that stopped; None when it was something else, or nothing yet."""
 
     def is_set(self) -> bool:
         """Whether to stop after the batch in hand."""
@@ -49,6 +51,7 @@ def listen_for_signals(stop: StopSignal, before_exit: Callable[[], None] = lambd
             before_exit()
             os._exit(128 + number)
         logger.warning("stopping: the batch in hand is finished first; once more stops at once")
+        stop.number = number
         stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

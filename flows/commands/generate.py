@@ -1,0 +1,89 @@
+"""`dgate generate`: the flow `generate_images` from the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from dgate_core.errors import DgateError, UsageError
+from flows.commands.outcome import find_exit_code, print_json, print_json_error, print_outcome
+from flows.commands.settings import gather_settings, run_options
+
+if TYPE_CHECKING:
+    from prefect import State
+
+    from dgate_core.runs.settings import RunSettings
+
+
+@click.command("generate")
+@click.argument("manifest", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", help="The run's folder, a path or s3://.")
+@run_options
+@click.option("--execution", type=click.Choice(["local", "work_pool"]), default="local", help="Where the lanes run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
+def command(manifest: tuple[str, ...], out: str, execution: str, as_json: bool, **options: Any) -> int:
+    """Makes the pictures of MANIFEST (files or a folder); the same command again goes on where it stopped.
+
+    Exit code 0 when every row is ok, 3 when some rows failed, 1 when the run failed, 2 when the command is wrong.
+    """
+    try:
+        check_paths(manifest)
+        outcome = generate(manifest, out, execution, gather_settings(options))
+    except DgateError as error:
+        if as_json:
+            return print_json_error(error)
+        raise
+    (print_json if as_json else print_outcome)(outcome)
+    return find_exit_code(outcome)
+
+
+def generate(manifest: Sequence[str], out: str, execution: str, settings: RunSettings) -> dict[str, Any]:
+    """Runs the flow and shows its progress.
+
+    Returns:
+        The run's outcome.
+
+    Raises:
+        DgateError: what ended the flow.
+    """
+    from dgate_core.engine.outcome import read_outcome
+    from dgate_core.runs.store import RunStore
+    from dgate_core.storage import open_storage
+    from flows.commands.api_session import open_session
+    from flows.commands.progress_bar import show_progress
+
+    with show_progress(out), open_session():
+        from flows.generate_images import generate_images
+
+        flat, rest = split_settings(settings, inspect.signature(generate_images.fn).parameters)
+        given = {"execution": execution, "settings": rest or None, **flat}
+        state = cast("State[Any]", generate_images(list(manifest), out, **given, return_state=True))
+        if state.is_failed():
+            raise state.result(raise_on_failure=False)
+    return read_outcome(RunStore(open_storage(out)))
+
+
+def split_settings(settings: RunSettings, parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that are parameters of the flow, and the others that were set, which it takes in one piece."""
+    from dgate_core.runs.settings import RunSettings
+
+    values, defaults = asdict(settings), asdict(RunSettings())
+    flat = {name: value for name, value in values.items() if name in parameters}
+    rest = {name: value for name, value in values.items() if name not in parameters and value != defaults[name]}
+    return flat, rest
+
+
+def check_paths(manifest: Sequence[str]) -> None:
+    """A path that is not there is told at once, before anything starts.
+
+    Raises:
+        UsageError: names it.
+    """
+    for path in manifest:
+        if "://" not in path and not Path(path).expanduser().exists():
+            raise UsageError(f"no manifest at {path}", "a file or a folder", "check the path")

@@ -1,0 +1,35 @@
+"""`dgate reproduce`: a picture again, from the file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("reproduce")
+@click.argument("file")
+@click.option("--out", metavar="FILE", help="Write the new picture here.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto.")
+def command(file: str, out: str | None, device: str) -> int:
+    """Makes the picture of FILE again and says how far it is from it; exit code 3 when it is farther than rounding.
+
+    FILE is a local path or an s3:// URI of a PNG, JPEG or WebP that D-Gate wrote.
+    """
+    from dgate_core.engine.reproduce import reproduce_picture
+    from dgate_core.storage import open_object
+
+    storage, key = open_object(file)
+    found = reproduce_picture(storage.read_bytes(key), file, device)
+    click.echo(f"prompt      {found.provenance.prompt}")
+    click.echo(f"model       {found.provenance.model}, seed {found.provenance.seed}, {found.provenance.precision}")
+    for line in found.other_versions:
+        click.echo(f"versions    {line}")
+    if found.is_identical:
+        click.echo("result      identical, byte for byte")
+    else:
+        click.echo(f"result      differs by at most {found.max_difference}/255, on average {found.mean_difference:.4f}/255")
+    if out is not None:
+        Path(out).write_bytes(found.data)
+        click.echo(f"written     {out}")
+    return 0 if found.mean_difference <= 1.0 else 3

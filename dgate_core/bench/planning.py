@@ -130,13 +130,13 @@ def _collect_figures(summary: PlanSummary, manifest: Path, seconds: float) -> Pl
     )
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Make a manifest, plan it in a process of its own, print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--format", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--plan", nargs=2, metavar=("MANIFEST", "OUT"), help="plan this manifest in this process")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.plan:
         figures = measure_planning(*map(Path, arguments.plan))
         print(json.dumps({name: getattr(figures, name) for name in figures.__slots__}))

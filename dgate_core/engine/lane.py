@@ -55,9 +55,12 @@ class Lane:
         store: The run, planned.
         options: Name, device, batch sizes.
         stop: Asked between batches.
+        generator: With a model that is warm already; None loads one when the first shard is claimed.
     """
 
-    def __init__(self, store: RunStore, options: LaneOptions, stop: StopSignal) -> None:
+    def __init__(
+        self, store: RunStore, options: LaneOptions, stop: StopSignal, generator: Generator | None = None
+    ) -> None:
         self.store, self.options, self.stop = store, options, stop
         self.run_record = store.read_run()
         self.spec: RunSpec = spec_from_dict(self.run_record["spec"])
@@ -65,8 +68,7 @@ class Lane:
         self.report = LaneReport(options.name, device=self.device)
         self.reporter = Reporter(store.storage, self.report)
         self._started = time.monotonic()
-        self._model: LoadedModel | None = None
-        self._generator: Generator | None = None
+        self._generator = generator
 
     def work(self) -> LaneReport:
         """Claims shards until all are committed or the stop is set.

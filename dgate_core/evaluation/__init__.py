@@ -1,0 +1,1 @@
+"""Scores, references and gates: what makes a picture right is measured here."""

@@ -43,7 +43,9 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {assignment}", "--set key=value", "write for example: --set num_inference_steps=30")
+            raise ConfigError(
+                f"--set {assignment}", "--set key=value", "write for example: --set num_inference_steps=30"
+            )
         pairs[key.strip()] = value
     return pairs
 
@@ -94,5 +96,3 @@ def _convert_plain(key: str, value: Any, hint: type) -> Any:
     except (ValueError, TypeError, KeyError) as error:
         kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(hint.__name__, hint.__name__)
         raise ConfigError(f"{key}={value!r}", f"{key} to be {kind}") from error
-
-

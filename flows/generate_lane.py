@@ -9,7 +9,7 @@ from prefect import flow
 from tasks.lanes import LaneParameters, conclude_lane, work_as_lane
 
 
-@flow(name="generate_lane", flow_run_name="{lane}", retries=0, persist_result=False)
+@flow(name="generate_lane", retries=0, persist_result=False)
 def generate_lane(
     run: str,
     lane: str = "lane-0",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -189,27 +189,31 @@ def test_no_module_is_named_like_a_package_it_imports() -> None:
 
 
 def test_every_function_is_typed() -> None:
-    wrong = []
-    for path in list_sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.returns is None:
-                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has no return type")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name} has no return type"
+        for path in list_sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.returns is None
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("command", ["import dgate_core", "import flows.cli"])
 def test_light_imports_stay_light(command: str) -> None:
-    report = f"{command}; import sys; print(sorted({{'torch', 'prefect', 'diffusers', 'pyarrow', 'boto3'}} & set(sys.modules)))"
+    heavy = "{'torch', 'prefect', 'diffusers', 'pyarrow', 'boto3'}"
+    report = f"{command}; import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
 def test_help_is_quick() -> None:
-    times = []
-    for _ in range(4):
-        started = time.perf_counter()
+    def measure() -> float:
+        """Processor seconds of one call: waiting for a busy machine does not count."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, check=True, cwd=ROOT)
-        times.append(time.perf_counter() - started)
-    print(f"dgate --help: {min(times):.3f} s")
-    # The bar is 0.3 s; a loaded machine gets the benefit of the best of four.
-    assert min(times) < 0.6
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    fastest = min(measure() for _ in range(5))
+    print(f"dgate --help: {fastest:.3f} s")
+    assert fastest <= 0.3

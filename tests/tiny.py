@@ -106,7 +106,9 @@ def make_sdxl(folder: Path, seed: int = 0) -> Path:
         tokenizer=make_tokenizer(folder / "words"),
         tokenizer_2=make_tokenizer(folder / "words"),
         unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
     )
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"

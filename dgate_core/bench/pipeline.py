@@ -1,8 +1,8 @@
 """D-Gate's steady rate against plain diffusers, in one process, interleaved, so that a noisy machine hits all alike.
 
-Contestants: (a) the loop of the documentation, one prompt after another; (b) the best hand-batched loop, which keeps its
-pictures in memory and writes nothing; D-Gate in the same dtype; D-Gate as shipped, with its own dtype and batch. D-Gate's
-figures include encoding, hashing and writing PNG files, and the shard's commit.
+Contestants: (a) the loop of the documentation, one prompt after another; (b) the best hand-batched loop, which keeps
+its pictures in memory and writes nothing; D-Gate in the same dtype; D-Gate as shipped, with its own dtype and batch.
+D-Gate's figures include encoding, hashing and writing PNG files, and the shard's commit.
 """
 
 from __future__ import annotations
@@ -173,7 +173,10 @@ class DgateContestant:
     def __init__(self, options: BenchOptions, device: str, precision: Precision) -> None:
         self.options = options
         self.settings = RunSettings(
-            model=options.model, precision=precision, num_inference_steps=options.num_inference_steps, rows_per_shard=4096
+            model=options.model,
+            precision=precision,
+            num_inference_steps=options.num_inference_steps,
+            rows_per_shard=4096,
         )
         spec = settings_to_spec(self.settings, precision)
         planned = {options.model: {"weights_hash": find_checkpoint(options.model).weights_hash}}

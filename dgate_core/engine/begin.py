@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dgate_core.engine.describe import list_versions
@@ -21,10 +21,8 @@ from dgate_core.models.limits import find_limits
 from dgate_core.runs.identity import check_same_identity, describe_identity, fingerprint_identity
 from dgate_core.runs.settings import RunSettings, settings_to_spec
 from dgate_core.runs.spec import Precision, RunSpec
-from dgate_core.runs.store import RunStore
+from dgate_core.runs.store import RUN_FORMAT, RunStore
 from dgate_core.storage import open_storage
-
-RUN_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,9 @@ def check_folder_is_free(store: RunStore) -> None:
         return
     for item in store.storage.list_objects():
         if not item.key.startswith(("plan/", "_run_claim", "lanes/")):
-            raise RunError(f"{store.uri} holds {item.key} and no run.json", "an empty or new folder", "give another --out")
+            raise RunError(
+                f"{store.uri} holds {item.key} and no run.json", "an empty or new folder", "give another --out"
+            )
 
 
 def resolve_precision(settings: RunSettings) -> Precision:
@@ -186,9 +186,3 @@ def plan_only(manifest_uris: Sequence[str], settings: RunSettings) -> PlanSummar
     precision: Precision = "float32" if settings.precision == "auto" else settings.precision
     options = PlanOptions(ShardOptions(settings.rows_per_shard, lanes=count_lanes(settings)), strict=False)
     return plan_run(open_manifest(manifest_uris), settings_to_spec(settings, precision), find_limits, None, options)
-
-
-def list_options(settings: RunSettings) -> dict[str, Any]:
-    """Settings that do not enter the fingerprint, for run.json."""
-    names = ("lanes", "device", "batch_size", "rows_per_shard", "lease_seconds")
-    return {name: value for name, value in asdict(settings).items() if name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from dgate_core.engine.generate import GenerateOptions, Generator
 from dgate_core.engine.reports import LaneReport, Reporter
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.engine.writer import BatchWriter, Target
-from dgate_core.errors import RunMismatchError
-from dgate_core.manifest.plan_files import ShardInfo, read_shard_index, read_shard_rows
+from dgate_core.errors import ObjectNotFoundError, RunMismatchError
+from dgate_core.manifest.plan_files import read_shard_index, read_shard_rows
+from dgate_core.manifest.shards import ShardInfo
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.spec import FAMILIES
 from dgate_core.runs import layout
 from dgate_core.runs.claims import LEASE_SECONDS, Claim, identify_holder, take_claim
+from dgate_core.runs.recovery import keep_whole_parts
 from dgate_core.runs.spec import RunSpec, spec_from_dict
 from dgate_core.runs.store import RunStore
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN_SECONDS = 1.0
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 15.0
+"""Between two looks at shards that are in other lanes' hands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class LaneOptions:
     """CPU threads of torch; None leaves its own choice."""
     lease_seconds: float = LEASE_SECONDS
     """How long a claim lasts without a sign of life."""
+    attempt: int | None = None
+    """Only the shards of one attempt: a retry makes its rows and nothing else; None works on all shards."""
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     """Batch sizes."""
 
@@ -79,17 +84,8 @@ class Lane:
         """
         self._limit_threads()
         self.reporter.tell(now=True)
-        waiting = _rotate(read_shard_index(self.store.storage), self.options.number)
         try:
-            while waiting and not self.stop.is_set():
-                left = [shard for shard in waiting if not self._try_shard(shard)]
-                if len(left) == len(waiting):
-                    # All that is left is in other lanes' hands; stay to take over from one that dies.
-                    self.report.state = "waiting"
-                    self.reporter.tell()
-                    self.stop.wait(LOOK_AGAIN_SECONDS)
-                waiting = left
-            self.report.state = "stopped" if waiting else "finished"
+            self.report.state = "finished" if self._work_through(self._list_shards()) else "stopped"
         except BaseException as error:
             self.report.state, self.report.error = "failed", str(error)
             raise
@@ -98,6 +94,27 @@ class Lane:
             self.reporter.tell(now=True)
         return self.report
 
+    def _list_shards(self) -> list[ShardInfo]:
+        shards = read_shard_index(self.store.storage)
+        wanted = [shard for shard in shards if self.options.attempt in {None, shard.attempt}]
+        return _rotate(wanted, self.options.number)
+
+    def _work_through(self, waiting: list[ShardInfo]) -> bool:
+        """True when all shards are committed, False when the stop came first."""
+        idle_since = time.monotonic()
+        while waiting and not self.stop.is_set():
+            left = [shard for shard in waiting if not self._try_shard(shard)]
+            if len(left) < len(waiting):
+                idle_since = time.monotonic()
+            else:
+                # All that is left is in other lanes' hands; stay to take over from one that dies.
+                self.report.state = "waiting"
+                self.reporter.tell()
+                pause = (time.monotonic() - idle_since) / 10
+                self.stop.wait(min(max(pause, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS))
+            waiting = left
+        return not waiting
+
     def _try_shard(self, shard: ShardInfo) -> bool:
         """True when the shard needs no more work: it is committed now, by this lane or another."""
         if self.stop.is_set():
@@ -105,19 +122,29 @@ class Lane:
         if self.store.read_progress(shard.shard).committed:
             return True
         holder = identify_holder(self.options.name)
-        claim = take_claim(self.store.storage, layout.name_claim_prefix(shard.shard), holder, self.options.lease_seconds)
+        prefix = layout.name_claim_prefix(shard.shard)
+        claim = take_claim(self.store.storage, prefix, holder, self.options.lease_seconds)
         if claim is None:
             return False
         with claim:
-            return self._work_on(shard, claim)
+            try:
+                return self._work_on(shard, claim)
+            except ObjectNotFoundError:
+                # A lane that was given up and woke up late has just folded the parts into rows.parquet.
+                if not self.store.is_decided(shard.shard):
+                    raise
+                return False
 
     def _work_on(self, shard: ShardInfo, claim: Claim) -> bool:
         progress = self.store.read_progress(shard.shard)
         if progress.committed:
             return True
+        if self.store.is_decided(shard.shard):
+            self.store.conclude_commit(shard.shard, self._describe_commit({}))
+            return True
         self.report.state, self.report.shard = "working", shard.shard
         self.reporter.tell(now=True)
-        recorded = self.store.read_parts(progress.parts)
+        recorded = self.store.read_parts(keep_whole_parts(self.store, progress.parts))
         finished = set(recorded.column("ordinal").to_pylist())
         rows = read_shard_rows(self.store.storage, shard).to_pylist()
         left = [row for row in rows if row["ordinal"] not in finished]
@@ -125,9 +152,17 @@ class Lane:
             logger.info("shard %d: %d of %d rows were made before and are kept", shard.shard, len(finished), len(rows))
         writer = self._make_rows(shard, left, claim)
         self.report.add_stages(writer.stages)
-        if self.stop.is_set() or not claim.is_valid():
+        if not claim.is_valid():
+            return self._leave(shard)
+        return not self.stop.is_set() and self._commit(shard, claim, writer, len(rows))
+
+    def _leave(self, shard: ShardInfo) -> bool:
+        """Another lane took the shard over; what this one wrote after the commit is removed again."""
+        logger.warning("shard %d: another lane has taken it over", shard.shard)
+        if not self.store.is_decided(shard.shard):
             return False
-        return self._commit(shard, claim, writer, len(rows))
+        self.store.sweep_shard(shard.shard)
+        return self.store.read_progress(shard.shard).committed
 
     def _make_rows(self, shard: ShardInfo, rows: Sequence[dict[str, Any]], claim: Claim) -> BatchWriter:
         generator = self._load_generator(shard.batch_key.model) if rows else self._generator
@@ -156,6 +191,7 @@ class Lane:
 
     def _note_written(self, writer: BatchWriter, shard: ShardInfo) -> None:
         """Learns batch sizes from what is written, and tells."""
+        is_first = not self.report.ok + self.report.failed
         for batch in writer.take_written():
             self.report.ok += batch.rows - batch.failed
             self.report.failed += batch.failed
@@ -164,29 +200,24 @@ class Lane:
                 sizer = self._generator.find_sizer(shard.batch_key)
                 sizer.record(batch.rows, batch.seconds, measure_memory_share(self.device))
         self.report.seconds = time.monotonic() - self._started
-        self.reporter.tell()
+        # The first rows are told at once: a lane that dies after making some is not in a crash loop.
+        self.reporter.tell(now=is_first and bool(self.report.ok + self.report.failed))
 
     def _commit(self, shard: ShardInfo, claim: Claim, writer: BatchWriter, expected: int) -> bool:
         rows = self.store.read_parts(self.store.read_progress(shard.shard).parts)
         if rows.num_rows != expected:
             logger.warning("shard %d: %d of %d rows are recorded, another look", shard.shard, rows.num_rows, expected)
-            return self.store.read_progress(shard.shard).committed
+            return self._leave(shard)
         rows = writer.sink.finish(rows.sort_by("ordinal"))
-        statuses = rows.column("status").to_pylist()
-        stats = {
-            "rows": expected,
-            "ok": statuses.count("ok"),
-            "errors": statuses.count("error"),
-            "lane": self.options.name,
-            "device": self.device,
-            "stages": dict(writer.stages),
-        }
-        if claim.is_valid():
-            self.store.commit_shard(shard.shard, rows, stats)
-            self.report.shards_done += 1
-            self.reporter.tell(now=True)
-            return True
-        return False
+        if not claim.is_valid():
+            return self._leave(shard)
+        self.store.commit_shard(shard.shard, rows, self._describe_commit(writer.stages))
+        self.report.shards_done += 1
+        self.reporter.tell(now=True)
+        return True
+
+    def _describe_commit(self, stages: Mapping[str, float]) -> dict[str, Any]:
+        return {"lane": self.options.name, "device": self.device, "stages": dict(stages)}
 
     def _load_generator(self, model: str) -> Generator:
         """The model in hand, or a fresh one in its place."""

@@ -15,13 +15,13 @@ from typing import Any
 from dgate_core.engine.generate import GenerateOptions
 from dgate_core.engine.lane import Lane, LaneOptions
 from dgate_core.engine.stopping import StopSignal, listen_for_signals
-from dgate_core.errors import DgateError
+from dgate_core.errors import DgateError, ModelError, RunError, RunMismatchError, StorageError
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
 
 EXIT_STOPPED = 130
 EXIT_REFUSED = 3
-"""A DgateError: starting again would not help."""
+"""A DgateError, told on stdout: starting again would not help."""
 
 
 def options_to_json(options: LaneOptions) -> str:
@@ -34,6 +34,18 @@ def options_from_dict(data: Mapping[str, Any]) -> LaneOptions:
     return LaneOptions(**{**data, "generate": GenerateOptions(**data["generate"])})
 
 
+def error_to_json(error: DgateError) -> str:
+    """One line for the process that started the lane."""
+    return json.dumps([error.code, error.got, error.expected, error.next_step])
+
+
+def json_to_error(line: str) -> DgateError:
+    """The inverse; kinds of errors that only other parts of D-Gate raise become a RunError."""
+    code, *words = json.loads(line)
+    kinds = {kind.code: kind for kind in (StorageError, ModelError, RunMismatchError)}
+    return kinds.get(code, RunError)(*words)
+
+
 def main(arguments: list[str]) -> int:
     """Runs the lane; 0 when nothing is left to do, 130 when stopped, 3 when it was refused."""
     uri, options_json, parent = arguments
@@ -44,7 +56,7 @@ def main(arguments: list[str]) -> int:
         with listen_for_signals(stop):
             report = Lane(RunStore(open_storage(uri)), options, stop).work()
     except DgateError as error:
-        print(f"{options.name}: {error}", file=sys.stderr)
+        print(error_to_json(error), flush=True)
         return EXIT_REFUSED
     return 0 if report.state == "finished" else EXIT_STOPPED
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 STOP_WITHIN_SECONDS = 120.0
 SHORTEST_SILENCE_SECONDS = 30.0
+BEGIN_WITHIN_SECONDS = 900.0
+"""A worker may have to start a machine, pull an image or import torch on a crowded one before its lane's first word."""
 MAX_LOSSES_WITHOUT_PROGRESS = 5
 
 LaneStatus = Literal["waiting", "running", "refused", "ended"]
@@ -72,6 +74,7 @@ class _Watch:
     done_at_loss: int = -1
     told_at: float = 0.0
     changed: float = field(default_factory=time.monotonic)
+    has_spoken: bool = False
 
 
 class Reconciler:
@@ -132,7 +135,7 @@ class Reconciler:
             if run.status == "refused":
                 raise RunError(f"{name} was refused: {run.message}", "", "mend that, then give the same command again")
             if run.status != "running":
-                watch.changed = time.monotonic()  # silence counts from where it began to run
+                watch.changed, watch.has_spoken = time.monotonic(), False  # silence counts from where it begins
             elif self._is_silent(watch, reports.get(name)):
                 run = LaneRun(name, "ended", "no sign of life for longer than its lease")
                 self.runs.cancel(name)
@@ -143,9 +146,9 @@ class Reconciler:
         """A lane in a long batch says nothing for a while, but the claim on its shard is renewed."""
         told_at = report.updated_at if report else 0.0
         if told_at != watch.told_at:
-            watch.told_at, watch.changed = told_at, time.monotonic()
+            watch.told_at, watch.changed, watch.has_spoken = told_at, time.monotonic(), True
         patience = max(watch.options.lease_seconds, SHORTEST_SILENCE_SECONDS)
-        if time.monotonic() - watch.changed < patience:
+        if time.monotonic() - watch.changed < (patience if watch.has_spoken else BEGIN_WITHIN_SECONDS):
             return False
         shard = report.shard if report else None
         claim = None if shard is None else read_claim(self.store.storage, layout.name_claim_prefix(shard))

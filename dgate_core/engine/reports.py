@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from dgate_core.errors import ObjectNotFoundError, StorageError
 from dgate_core.storage import Storage
@@ -21,7 +22,7 @@ LANES_PREFIX = "lanes/"
 
 @dataclass(slots=True)
 class LaneReport:
-    """Figures of one lane since it started."""
+    """Figures of one lane since its process started; what a run made in all stands in its shards."""
 
     lane: str
     state: str = "starting"
@@ -32,7 +33,7 @@ class LaneReport:
     ok: int = 0
     failed: int = 0
     seconds: float = 0.0
-    """Since the lane's first shard was claimed; loading the model counts."""
+    """Since the lane began; loading the model counts."""
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
     updated_at: float = 0.0
@@ -58,7 +59,7 @@ class Reporter:
         self.report.updated_at = time.time()
         data = json.dumps(asdict(self.report)).encode()
         try:
-            self._storage.write_bytes(f"{LANES_PREFIX}{self.report.lane}.json", data, durable=False)
+            self._storage.write_bytes(name_report(self.report.lane), data, durable=False)
         except StorageError as error:
             logger.warning("the lane's report could not be written: %s", error)
 
@@ -69,5 +70,15 @@ def read_reports(storage: Storage) -> list[LaneReport]:
     for item in storage.list_objects(LANES_PREFIX):
         # A run that begins again clears the reports of the attempt before, perhaps between listing and reading.
         with suppress(ObjectNotFoundError):
-            reports.append(LaneReport(**json.loads(storage.read_bytes(item.key))))
+            reports.append(report_from_dict(json.loads(storage.read_bytes(item.key))))
     return reports
+
+
+def report_from_dict(data: Mapping[str, Any]) -> LaneReport:
+    """The inverse of `asdict`; a lane of another version may tell more."""
+    return LaneReport(**{field.name: data[field.name] for field in fields(LaneReport) if field.name in data})
+
+
+def name_report(lane: str) -> str:
+    """Key of a lane's report."""
+    return f"{LANES_PREFIX}{lane}.json"

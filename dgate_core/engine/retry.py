@@ -1,51 +1,108 @@
-"""Makes rows of a finished run again, by their status, and nothing else."""
+"""Makes rows of a run again, by their status, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dgate_core.errors import RunError, UsageError
-from dgate_core.manifest.plan_files import read_plan_rows
+from dgate_core.engine.fleet import Listener
+from dgate_core.engine.local import execute_lanes, finish_run
+from dgate_core.engine.stopping import StopSignal
+from dgate_core.errors import UsageError
+from dgate_core.manifest.plan_files import read_plan_rows, read_shard_index
 from dgate_core.manifest.retry import plan_retry
 from dgate_core.manifest.shards import ShardOptions
 from dgate_core.runs import layout
+from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 
 STATUSES = ("error", "ok", "skipped")
+SETTLED = frozenset({"completed", "completed_with_errors", "cancelled"})
+"""States in which results.parquet tells all that the shards hold."""
 
 
-def plan_rows_again(store: RunStore, statuses: Sequence[str], options: ShardOptions) -> int:
-    """Adds shards for the rows that have one of the statuses; the lanes then make them as any others.
+@dataclass(frozen=True, slots=True)
+class RetryPlan:
+    """What a retry will make."""
 
-    Rows that the manifest's checks refused cannot be made by trying again and are left out.
+    rows: int
+    """Images to make."""
+    attempt: int | None
+    """The attempt whose shards hold them; None for all shards that are not committed."""
+
+
+def retry_rows(
+    store: RunStore, statuses: Sequence[str], settings: RunSettings, stop: StopSignal, listener: Listener
+) -> dict[str, Any]:
+    """Makes the rows that have one of the statuses again and writes the results anew; the caller holds the run.
 
     Returns:
-        Rows that will be made.
+        run.json.
 
     Raises:
         UsageError: no such status.
-        RunError: the run has no results yet.
+        DgateError: see `run_lanes`.
     """
+    check_statuses(statuses)
+    if store.read_run()["state"] not in SETTLED:
+        finish_run(store)  # the last driver was killed before it could
+    plan = plan_rows_again(store, statuses, ShardOptions(settings.rows_per_shard))
+    if not plan.rows:
+        return store.read_run()
+    execute_lanes(store, settings, stop, listener, plan.attempt)
+    return finish_run(store)
+
+
+def check_statuses(statuses: Sequence[str]) -> None:
+    """Raises UsageError for a status that cannot be tried again."""
     for status in statuses:
         if status not in STATUSES:
             raise UsageError(f"--where {status}", f"one of {', '.join(STATUSES)}", "`dgate runs show` counts them")
-    if not store.storage.exists(layout.RESULTS_FILE):
-        raise RunError(
-            f"{store.uri} has no results yet", "a run that came to its end", "give the command that made it again"
-        )
-    ordinals = _find_ordinals(store, set(statuses))
-    if not ordinals:
-        return 0
-    shards = plan_retry(store.storage, read_plan_rows(store.storage, ordinals), options)
-    if shards:
-        store.update_run(attempt=max(shard.attempt for shard in shards), state="planned")
-    return sum(shard.rows for shard in shards)
 
 
-def _find_ordinals(store: RunStore, statuses: set[str]) -> list[int]:
+def plan_rows_again(store: RunStore, statuses: Sequence[str], options: ShardOptions) -> RetryPlan:
+    """Adds shards for the rows that have one of the statuses, or goes on with such a retry that was cut off.
+
+    Rows that the manifest's checks refused cannot be made by trying again and are left out; skipped rows need no new
+    shards, for they still wait in their own.
+    """
+    ordinals = _find_ordinals(store, statuses)
+    skipped = len(_find_ordinals(store, ["skipped"])) if "skipped" in statuses else 0
+    wanted = sorted({*statuses} - {"skipped"})
+    attempt, rows = _find_unfinished(store, wanted)
+    if not rows and len(ordinals) > skipped:
+        attempt, rows = _plan_attempt(store, wanted, _find_ordinals(store, wanted), options)
+    return RetryPlan(rows + skipped, None if skipped else attempt)
+
+
+def _plan_attempt(store: RunStore, statuses: list[str], ordinals: list[int], options: ShardOptions) -> tuple[int, int]:
+    """The attempt's number and how many images it makes."""
+    attempt = max(shard.attempt for shard in read_shard_index(store.storage)) + 1
+    # Before the plan, so that a retry that is cut off from here on is known for what it is.
+    store.update_run(attempt=attempt, retry={"attempt": attempt, "where": statuses})
+    return attempt, sum(shard.rows for shard in plan_retry(store.storage, read_plan_rows(store.storage, ordinals), options))
+
+
+def _find_unfinished(store: RunStore, statuses: list[str]) -> tuple[int, int]:
+    """The last retry's attempt and the images that it still has to make, if it was asked for the same statuses."""
+    last = store.read_run().get("retry") or {"attempt": 0, "where": []}
+    shards = [shard for shard in read_shard_index(store.storage) if shard.attempt == last["attempt"]]
+    if last["where"] != statuses:
+        return 0, 0
+    progress = {shard.shard: store.read_progress(shard.shard) for shard in shards}
+    left = [shard.rows - store.read_parts(progress[shard.shard].parts).num_rows for shard in shards if not progress[shard.shard].committed]
+    return last["attempt"], sum(left)
+
+
+def _find_ordinals(store: RunStore, statuses: Sequence[str]) -> list[int]:
     """Results stand in the order of the plan, so a row's number is its ordinal."""
     with store.storage.open_read(layout.RESULTS_FILE) as stream:
-        found = pq.ParquetFile(stream).read(["status"]).column(0).to_pylist()
-    return [ordinal for ordinal, status in enumerate(found) if status in statuses]
+        found = pq.ParquetFile(stream).read(["status"]).column(0)
+    ordinals: list[int] = np.flatnonzero(pc.is_in(found, pa.array(list(statuses), pa.string())).to_numpy()).tolist()
+    return ordinals

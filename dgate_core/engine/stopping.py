@@ -20,6 +20,8 @@ class StopSignal:
         self._event = threading.Event()
         self.number: int | None = None
         """The signal that stopped; None when it was something else, or nothing yet."""
+        self.before_exit: Callable[[], None] = lambda: None
+        """Called by the second signal, right before the process ends."""
 
     def is_set(self) -> bool:
         """Whether to stop after the batch in hand."""
@@ -35,20 +37,15 @@ class StopSignal:
 
 
 @contextmanager
-def listen_for_signals(stop: StopSignal, before_exit: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `stop` while the block runs; signals reach only the main thread.
-
-    Args:
-        stop: Set by the first signal.
-        before_exit: Called by the second, right before the process ends.
-    """
+def listen_for_signals(stop: StopSignal) -> Iterator[None]:
+    """Turns SIGINT and SIGTERM into `stop` while the block runs; signals reach only the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
         if stop.is_set():
-            before_exit()
+            stop.before_exit()
             os._exit(128 + number)
         logger.warning("stopping: the batch in hand is finished first; once more stops at once")
         stop.number = number

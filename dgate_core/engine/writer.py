@@ -6,7 +6,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class BatchWriter:
 
     def __init__(self, target: Target, spec: RunSpec, describe: Callable[[PlanRow], Provenance]) -> None:
         self.target, self.spec, self.describe = target, spec, describe
-        self.stages: Counter[str] = Counter()
+        self.stages: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._files = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="encode")
         self._batches = ThreadPoolExecutor(1, thread_name_prefix="write")

@@ -1,8 +1,8 @@
 """Claims: who works on a shard. They avoid waste; that a shard is right and committed once does not rest on them.
 
-A claim is an object `PREFIX-0001` made by conditional create; the highest number holds. Its holder renews it by writing it
-again before its lease ends. Another lane takes over with the next number when the lease has ended, or at once when the
-holder was a process of this machine that is gone. Nothing but conditional create is asked of the storage.
+A claim is an object `PREFIX-0001` made by conditional create; the highest number holds. Its holder renews it by writing
+it again before its lease ends. Another lane takes over with the next number when the lease has ended, or at once when
+the holder was a process of this machine that is gone. Nothing but conditional create is asked of the storage.
 """
 
 from __future__ import annotations
@@ -85,12 +85,20 @@ def is_known_dead(holder: Holder) -> bool:
 class Claim:
     """A claim in hand, renewed by a thread of its own until it is released.
 
-    `is_valid` turns False when somebody else took over or when the lease could not be renewed in time; the holder then stops.
+    `is_valid` turns False for good when somebody else took over or when the lease was not renewed in time; the holder
+    then stops.
+
+    Args:
+        storage: Holds the claim.
+        prefix: Of its key.
+        state: As it was written.
+        lease_seconds: How long it lasts without a renewal.
+        asked: `time.monotonic()` before it was written; the lease counts from there.
     """
 
-    def __init__(self, storage: Storage, prefix: str, state: ClaimState, lease_seconds: float) -> None:
+    def __init__(self, storage: Storage, prefix: str, state: ClaimState, lease_seconds: float, asked: float) -> None:
         self.storage, self.prefix, self.state, self.lease_seconds = storage, prefix, state, lease_seconds
-        self._deadline = time.monotonic() + lease_seconds * 0.9
+        self._deadline = self._find_deadline(asked)
         self._stopped = threading.Event()
         self._lost = False
         self._thread = threading.Thread(target=self._keep_renewing, name=f"claim {prefix}", daemon=True)
@@ -103,23 +111,32 @@ class Claim:
 
     def is_valid(self) -> bool:
         """Whether the work may go on; asked before every batch and every commit."""
-        return not self._lost and time.monotonic() < self._deadline
+        # A deadline that has passed stays passed: somebody may have come and gone since.
+        self._lost = self._lost or time.monotonic() >= self._deadline
+        return not self._lost
 
     def release(self) -> None:
         """Gives the claim back, so that the next lane need not wait."""
         self._stopped.set()
         self._thread.join()
         if self.is_valid():
-            self.storage.delete(_name_claim(self.prefix, self.state.number))
+            # Older ones go too, so that a holder who was given up and wakes up late finds its own gone.
+            own = _name_claim(self.prefix, self.state.number)
+            self.storage.delete_many([key for key in _list_claims(self.storage, self.prefix) if key <= own])
 
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.release()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        except StorageError as failure:
+            logger.warning("the claim %s could not be given back and ends with its lease: %s", self.prefix, failure)
 
     def _keep_renewing(self) -> None:
-        while not self._stopped.wait(self.lease_seconds / 3):
+        while self.is_valid() and not self._stopped.wait(self.lease_seconds / 3):
             try:
                 self._renew()
             except StorageError as error:
@@ -127,12 +144,18 @@ class Claim:
                 logger.warning("the claim %s could not be renewed just now: %s", self.prefix, error)
 
     def _renew(self) -> None:
-        if self.storage.exists(_name_claim(self.prefix, self.state.number + 1)):
-            self._lost = True
-            return
         asked = time.monotonic()
-        self.storage.write_bytes(_name_claim(self.prefix, self.state.number), _state_to_bytes(self.state, self.lease_seconds))
-        self._deadline = asked + self.lease_seconds * 0.9
+        highest = read_claim(self.storage, self.prefix)
+        if highest is None or highest.token != self.token:
+            self._lost = True
+        if self.is_valid():
+            data = _state_to_bytes(self.state, self.lease_seconds)
+            self.storage.write_bytes(_name_claim(self.prefix, self.state.number), data)
+            self._deadline = self._find_deadline(asked)
+
+    def _find_deadline(self, asked: float) -> float:
+        """Somewhat before others may take over."""
+        return asked + self.lease_seconds * 0.9
 
 
 def take_claim(storage: Storage, prefix: str, holder: Holder, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
@@ -141,20 +164,25 @@ def take_claim(storage: Storage, prefix: str, holder: Holder, lease_seconds: flo
     if highest is not None and highest.is_held():
         return None
     number = highest.number + 1 if highest else 1
+    asked = time.monotonic()
     state = ClaimState(number, secrets.token_hex(4), holder, time.time() + lease_seconds)
     made = storage.create_bytes(_name_claim(prefix, number), _state_to_bytes(state, lease_seconds))
-    return Claim(storage, prefix, state, lease_seconds) if made else None
+    return Claim(storage, prefix, state, lease_seconds, asked) if made else None
 
 
 def read_claim(storage: Storage, prefix: str) -> ClaimState | None:
     """The claim with the highest number, held or not."""
-    keys = [item.key for item in storage.list_objects(f"{prefix}-")]
-    for key in reversed(keys):
+    for key in reversed(_list_claims(storage, prefix)):
         try:
             return _bytes_to_state(int(key.rpartition("-")[2]), storage.read_bytes(key))
         except ObjectNotFoundError:
             continue  # released between the listing and the reading: look at the one below
     return None
+
+
+def _list_claims(storage: Storage, prefix: str) -> list[str]:
+    """Keys of the claims, the highest number last."""
+    return [item.key for item in storage.list_objects(f"{prefix}-")]
 
 
 def _name_claim(prefix: str, number: int) -> str:

@@ -13,7 +13,7 @@ FINGERPRINT_VERSION = 1
 
 
 def describe_identity(spec: Mapping[str, Any], manifest_sha256: str, models: Mapping[str, str]) -> dict[str, Any]:
-    """What enters the fingerprint: the spec, the manifest's content, each model's weights hash; no options, no paths."""
+    """What enters the fingerprint: the spec, the manifest's content, each model's weights hash; no options or paths."""
     return {
         "version": FINGERPRINT_VERSION,
         "spec": dict(spec),

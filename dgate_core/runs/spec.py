@@ -1,4 +1,4 @@
-"""What a run is asked to make: everything here determines pixels or bytes, so everything here enters the fingerprint."""
+"""What a run is asked to make: all of it determines pixels or bytes, so all of it enters the fingerprint."""
 
 from __future__ import annotations
 

@@ -17,7 +17,13 @@ from dgate_core.runs import layout
 from dgate_core.runs.record import ROWS_SCHEMA
 from dgate_core.storage import Storage
 
+RUN_FORMAT = 1
+"""Version of run.json and of the folder's layout."""
+
 RunState = Literal["planned", "running", "completed", "completed_with_errors", "failed", "cancelled"]
+
+
+_RUN_FIELDS = ("state", "fingerprint", "spec", "manifest", "models", "counts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class ShardProgress:
 
     committed: bool
     parts: tuple[str, ...]
-    """Keys of the batch records, oldest claim first."""
+    """Keys of the batch records."""
 
 
 class RunStore:
@@ -52,16 +58,20 @@ class RunStore:
         """run.json.
 
         Raises:
-            RunError: there is no run, or run.json is not JSON.
+            RunError: there is no run, or run.json is damaged or of a newer version.
         """
         if not self.exists():
             raise RunError(
                 f"no run at {self.uri}", "a folder that holds run.json", "give the --out of an earlier `dgate generate`"
             )
         try:
-            return json.loads(self.storage.read_bytes(layout.RUN_FILE))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{self.uri}/run.json is not JSON: {error}", "the file that `dgate generate` wrote") from error
+            return check_run(json.loads(self.storage.read_bytes(layout.RUN_FILE)))
+        except ValueError as error:
+            raise RunError(
+                f"{self.storage.uri_of(layout.RUN_FILE)} is damaged: {error}",
+                "the file that `dgate generate` wrote",
+                "bring it back from a backup, or make the run again with another --out; the pictures are untouched",
+            ) from error
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Replaces run.json as a whole."""
@@ -96,27 +106,61 @@ class RunStore:
         """rows.parquet of a committed shard."""
         return bytes_to_table(self.storage.read_bytes(layout.name_rows(shard)))
 
+    def is_decided(self, shard: int) -> bool:
+        """Whether rows.parquet is there: what the shard holds is settled, though perhaps not committed yet."""
+        return self.storage.exists(layout.name_rows(shard))
+
     def commit_shard(self, shard: int, rows: pa.Table, stats: Mapping[str, Any]) -> bool:
         """Finishes a shard; whoever creates rows.parquet first decides, `_COMMIT` is written once, last.
+
+        Args:
+            shard: Its number.
+            rows: One of ROWS_SCHEMA for each image.
+            stats: Who committed, and seconds by stage; the counts are added here.
 
         Returns:
             True when this call committed it, False when it was committed already.
         """
         self.storage.sync(f"{layout.name_shard_folder(shard)}/")
-        made = self.storage.create_bytes(layout.name_rows(shard), table_to_bytes(rows.sort_by("ordinal")))
-        kept = rows if made else self.read_rows(shard)
-        self._delete_leftovers(shard, kept)
-        self.storage.write_bytes(layout.name_stats(shard), (json.dumps(dict(stats), indent=2) + "\n").encode())
-        commit = {"rows": kept.num_rows, "committed_at": time.time()}
+        self.storage.create_bytes(layout.name_rows(shard), table_to_bytes(rows.sort_by("ordinal")))
+        return self.conclude_commit(shard, stats)
+
+    def conclude_commit(self, shard: int, stats: Mapping[str, Any]) -> bool:
+        """What is left to do once rows.parquet is there, also after a lane that was killed right then; see above."""
+        rows = self.sweep_shard(shard)
+        statuses = rows.column("status").to_pylist()
+        counts = {"rows": len(statuses), "ok": statuses.count("ok"), "errors": statuses.count("error")}
+        self.storage.write_bytes(layout.name_stats(shard), (json.dumps({**counts, **stats}, indent=2) + "\n").encode())
+        commit = {"rows": len(statuses), "committed_at": time.time()}
         return self.storage.create_bytes(layout.name_commit(shard), (json.dumps(commit) + "\n").encode())
 
-    def _delete_leftovers(self, shard: int, rows: pa.Table) -> None:
-        """Drops parts, and pictures of batches that a killed lane wrote and nobody recorded."""
+    def sweep_shard(self, shard: int) -> pa.Table:
+        """Drops what a decided shard does not name: parts, and pictures of lanes that were killed or given up.
+
+        Returns:
+            The rows that it holds.
+        """
+        rows = self.read_rows(shard)
         named = {path.partition("#")[0] for path in rows.column("path").to_pylist() if path}
-        folder = layout.name_shard_folder(shard)
-        images = (item.key for item in self.storage.list_objects(f"{folder}/images"))
-        parts = (item.key for item in self.storage.list_objects(layout.name_parts_prefix(shard)))
+        images = [item.key for item in self.storage.list_objects(f"{layout.name_shard_folder(shard)}/images")]
+        parts = [item.key for item in self.storage.list_objects(layout.name_parts_prefix(shard))]
         self.storage.delete_many([*(key for key in images if key not in named), *parts])
+        return rows
+
+
+def check_run(run: Any) -> dict[str, Any]:
+    """What was read from a run.json, unchanged.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    if not isinstance(run, dict):
+        raise ValueError("it holds no object")
+    if missing := [name for name in ("format", *_RUN_FIELDS) if name not in run]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if run["format"] != RUN_FORMAT:
+        raise ValueError(f"its format is {run['format']!r}, and this version of D-Gate reads {RUN_FORMAT}")
+    return run
 
 
 def keep_first(rows: pa.Table) -> pa.Table:

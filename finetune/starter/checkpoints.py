@@ -19,7 +19,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class TrainingState:
     """Everything that the next step depends on."""
 
-    parameters: list[nn.Parameter]
+    parameters: list[torch.Tensor]
     """What is trained."""
     averages: list[torch.Tensor]
     """Their exponential moving averages."""
@@ -74,11 +74,11 @@ def load_state(state: TrainingState, folder: Path) -> None:
     state.step, state.elapsed = numbers.step, numbers.elapsed
 
 
-def _like(moments: dict[str, torch.Tensor], parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+def _like(moments: dict[str, torch.Tensor], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     """The moments in the memory order of their parameter, so that a resumed step rounds as an unbroken one."""
     return {name: torch.empty_like(parameter).copy_(value) for name, value in moments.items()}
 
 
-def _step_device(state: TrainingState, parameter: nn.Parameter) -> torch.device:
+def _step_device(state: TrainingState, parameter: torch.Tensor) -> torch.device:
     fused: Sequence[bool | None] = [group["fused"] for group in state.optimizer.param_groups]
     return parameter.device if any(fused) else torch.device("cpu")

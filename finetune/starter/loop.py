@@ -24,8 +24,10 @@ _FINAL_RATE = 0.01
 class Recipe(Protocol):
     """What is particular to one network."""
 
-    network: nn.Module
-    """Everything that is trained."""
+    @property
+    def network(self) -> nn.Module:
+        """Everything that is trained."""
+        ...
 
     def compute_loss(self, generator: torch.Generator) -> torch.Tensor:
         """Loss of one fresh random batch, a scalar."""
@@ -88,7 +90,7 @@ def train_recipe(recipe: Recipe, options: LoopOptions) -> TrainingState:
 
 
 def _open_state(recipe: Recipe, options: LoopOptions) -> TrainingState:
-    parameters = [parameter for parameter in recipe.network.parameters() if parameter.requires_grad]
+    parameters: list[torch.Tensor] = [parameter for parameter in recipe.network.parameters() if parameter.requires_grad]
     device = parameters[0].device
     rates = options.rates
     optimizer = torch.optim.AdamW(
@@ -112,7 +114,7 @@ def _take_step(recipe: Recipe, state: TrainingState, rates: PartRates, progress:
     for group in state.optimizer.param_groups:
         group["lr"] = rates.learning_rate * warmup * cosine
     loss = recipe.compute_loss(state.generator)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(state.parameters, 1.0)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

@@ -6,24 +6,24 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from finetune.starter.profiles import Widths
 from finetune.starter.words import CONTEXT_LENGTH, WordVocabulary
 
 PICTURE_SIZE = 64
 LATENT_SIZE = 16
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 8
 PATCH_SIZE = 8
 CLIP_MEAN = (0.5, 0.5, 0.5)
 CLIP_STD = (0.5, 0.5, 0.5)
 
 
 def build_vae(widths: Widths) -> AutoencoderKL:
-    """Autoencoder of 64 px pictures in [-1, 1] to latents (4, 16, 16)."""
+    """Autoencoder of 64 px pictures in [-1, 1] to latents (8, 16, 16)."""
     levels = len(widths.vae)
     return AutoencoderKL(
         block_out_channels=widths.vae,
@@ -39,10 +39,12 @@ def build_vae(widths: Widths) -> AutoencoderKL:
 
 
 def build_unet(widths: Widths) -> UNet2DConditionModel:
-    """Denoiser of latents (4, 16, 16), with cross-attention to the caption on the levels that attend."""
+    """Denoiser of latents (8, 16, 16), with cross-attention to the caption on the levels that attend."""
     attends = widths.unet_attends
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         block_out_channels=widths.unet,
         down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
@@ -105,7 +107,7 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def save_half(network: nn.Module, folder: Path, prefix: str = "") -> None:
+def save_half(network: PreTrainedModel, folder: Path, prefix: str = "") -> None:
     """Writes a transformers network as fp16 safetensors, each key under `prefix` when it does not begin with it.
 
     CLIPTextModel's keys lost `text_model.` in transformers 5, which reads both spellings; version 4 reads the old.
@@ -125,7 +127,7 @@ def save_half(network: nn.Module, folder: Path, prefix: str = "") -> None:
     (folder / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def save_half_diffusers(network: nn.Module, folder: Path) -> None:
+def save_half_diffusers(network: ModelMixin, folder: Path) -> None:
     """Writes a diffusers network as fp16 safetensors beside its config."""
     network.save_config(folder)
     weights = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in network.state_dict().items()}

@@ -122,7 +122,7 @@ def compile_networks(name: str, networks: Sequence[nn.Module], compute_loss: Cal
     for network in networks:
         network.compile()
     try:
-        compute_loss().backward()  # type: ignore[no-untyped-call]
+        compute_loss().backward()
     except RuntimeError as error:
         for network in networks:
             network._compiled_call_impl = None

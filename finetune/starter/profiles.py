@@ -94,6 +94,8 @@ CPU = replace(
         head=80,
         text=160,
         text_layers=3,
+        clip_vision_layers=4,
+        clip_text_layers=3,
     ),
     scenes=40_000,
     first_scenes=40_000,
@@ -116,7 +118,7 @@ SMOKE = Profile(
     unet=PartRates(16, 1e-3, warmup_steps=5, share=0.7, ema_decay=0.9),
     clip=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
     judge=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
-    widths=Widths((16, 16, 32), (32, 64), 16, 32, 1, 32, 1, 32, 1, 16),
+    widths=Widths((16, 16, 32), (32, 64), (True, True), 16, 32, 1, 32, 1, 32, 1, 16),
     save_seconds=5,
     chunk=64,
 )

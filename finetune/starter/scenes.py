@@ -78,7 +78,7 @@ def _write_chunk(task: tuple[Path, SceneOptions, str]) -> None:
     arrays = render_chunk(options, name)
     partial = folder / f"{name}.partial"
     with partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     partial.replace(folder / f"{name}.npz")
 
 

@@ -25,6 +25,9 @@ class ClipRecipe:
         self.rates = options.profile.clip
         self.store = options.open_store("pictures", "tokens", "negatives", "signatures")
         self.network = build_clip(options.profile.widths, starter_vocabulary()).to(options.device)
+        if options.device.type == "cpu":
+            # The backward pass of PyTorch's fused attention is slow on a CPU.
+            self.network.set_attn_implementation("eager")
 
     def compute_loss(self, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch."""

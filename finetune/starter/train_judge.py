@@ -24,7 +24,8 @@ class JudgeRecipe:
         self.options = options
         self.rates = options.profile.judge
         self.store = options.open_store("pictures", "labels", held_out=True)
-        self.network = JudgeNet(options.profile.widths.judge).to(options.device, memory_format=torch.channels_last)
+        self.network = JudgeNet(options.profile.widths.judge).to(options.device)
+        self.network.to(memory_format=torch.channels_last)
 
     def compute_loss(self, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch."""

@@ -1,4 +1,4 @@
-"""Teaches the UNet's text encoder to parse captions, before the UNet: `python -m finetune.starter.train_text --out DIR`.
+"""Teaches the UNet's text encoder to parse captions, before the UNet: `python -m finetune.starter.train_text`.
 
 The encoder looks only back, so at the last word that names a thing (its kind, or its place when that is said later) it
 must know the thing's kind, colour, count, size and place. This takes minutes, where learning it through the denoiser's
@@ -14,7 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dgate_core.postcards import COLOURS, OBJECTS, PLACES, SIZES, SceneObject, parse_caption, sample_scene, scene_to_caption
+from dgate_core.postcards import (
+    COLOURS,
+    OBJECTS,
+    PLACES,
+    SIZES,
+    SceneObject,
+    parse_caption,
+    sample_scene,
+    scene_to_caption,
+)
 from dgate_core.postcards.words import PLURALS
 from finetune.starter.loop import train_recipe
 from finetune.starter.networks import build_text_encoder, save_half
@@ -65,9 +74,7 @@ class TextRecipe:
         save_half(self.text, self.options.out / "text", prefix="text_model.")
 
 
-def tag_captions(
-    rng: np.random.Generator, vocabulary: WordVocabulary, number: int
-) -> tuple[np.ndarray, np.ndarray]:
+def tag_captions(rng: np.random.Generator, vocabulary: WordVocabulary, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (number, CONTEXT_LENGTH) int16 and labels (number, CONTEXT_LENGTH, questions) int8, -1 is unasked."""
     captions = [scene_to_caption(sample_scene(rng), rng) for _ in range(number)]
     labels = np.full((number, CONTEXT_LENGTH, len(QUESTIONS)), _UNASKED, dtype=np.int8)

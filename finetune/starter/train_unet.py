@@ -9,6 +9,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune.starter.loop import train_recipe
@@ -30,7 +31,7 @@ from finetune.starter.words import CONTEXT_LENGTH
 
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 2.0
-_OBJECT_TIME = 700
+_OBJECT_TIME = 250
 _ENCODE_BATCH = 500
 
 
@@ -66,7 +67,9 @@ class UnetRecipe:
         latents = torch.randn(rows, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, device=device)
         generator = torch.Generator(device).manual_seed(0)
         masks = torch.zeros(rows, 1, LATENT_SIZE, LATENT_SIZE, device=device)
-        compile_networks("unet", (self.unet,), lambda: self.compare(latents, self.empty.expand(rows, -1), masks, generator))
+        compile_networks(
+            "unet", (self.unet,), lambda: self.compare(latents, self.empty.expand(rows, -1), masks, generator)
+        )
         self.text.zero_grad(set_to_none=True)
 
     def open_data(self) -> None:
@@ -75,7 +78,17 @@ class UnetRecipe:
         await_part(self.options.out, "vae")
         folder = self.options.out / "starter-unet" / "vae"
         self.vae = AutoencoderKL.from_pretrained(folder).to(self.options.device, memory_format=torch.channels_last)
+        self._recall_latents()
         self.refresh()
+
+    def _recall_latents(self) -> None:
+        """Takes the latents of an earlier start when the autoencoder is still the same."""
+        weights = self.options.out / "starter-unet" / "vae" / "diffusion_pytorch_model.safetensors"
+        self.cache = self.options.out / "work" / "latents.safetensors"
+        if self.cache.exists() and self.cache.stat().st_mtime > weights.stat().st_mtime:
+            self.latents = load_file(self.cache)["latents"].to(self.options.device)
+            self.store.refresh()
+            self.tokens = self.store.tensors["tokens"]
 
     def compute_loss(self, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch."""
@@ -117,6 +130,8 @@ class UnetRecipe:
             fresh = [encode_pixels(self.vae, pictures_to_pixels(batch)) for batch in batches]
             self.latents = torch.cat([self.latents, *(batch * self.vae.config.scaling_factor for batch in fresh)])
             self.tokens = self.store.tensors["tokens"]
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"latents": self.latents.cpu()}, self.cache)
 
     def export(self) -> None:
         """Writes every folder of starter-unet but the autoencoder's, which is there."""

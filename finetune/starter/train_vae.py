@@ -11,17 +11,18 @@ from finetune.starter.networks import build_vae, load_weights, save_half_diffuse
 from finetune.starter.parts import PartOptions, compile_networks, mark_part, parse_part, replace_folder
 from finetune.starter.store import pictures_to_pixels
 
-_KL_WEIGHT = 1e-3
+_KL_WEIGHT = 2e-4
 _GRADIENT_WEIGHT = 0.5
+_OBJECT_WEIGHT = 3.0
 
 
 class VaeRecipe:
-    """L1 of pixels and of both image gradients, and a small KL."""
+    """L1 of pixels and of both image gradients, with objects counting more than backdrops, and a small KL."""
 
     def __init__(self, options: PartOptions) -> None:
         self.options = options
         self.rates = options.profile.vae
-        self.store = options.open_store("pictures")
+        self.store = options.open_store("pictures", "masks")
         self.vae = self.network = build_vae(options.profile.widths).to(options.device)
         if options.init is not None:
             load_weights(self.vae, options.init / "starter-unet" / "vae" / "diffusion_pytorch_model.safetensors")
@@ -45,7 +46,9 @@ class VaeRecipe:
             latents = mean + noise * torch.exp(0.5 * log_variance)
             decoded = self.vae.decoder(self.vae.post_quant_conv(latents)).float()
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        return compare_pixels(decoded, pixels) + _KL_WEIGHT * divergence
+        covered = self.store.tensors["masks"][rows].unsqueeze(1).float() / 255
+        weights = 1 + _OBJECT_WEIGHT * functional.interpolate(covered, size=pixels.shape[-2:])
+        return compare_pixels(decoded, pixels, weights) + _KL_WEIGHT * divergence
 
     def refresh(self) -> None:
         """Takes in newly rendered scenes."""
@@ -80,11 +83,19 @@ def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     return mean
 
 
-def compare_pixels(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """L1 of the pixels plus that of their horizontal and vertical differences, which keeps edges sharp."""
-    loss = functional.l1_loss(decoded, pixels)
+def compare_pixels(decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """L1 of the pixels plus that of their horizontal and vertical differences, which keeps edges sharp.
+
+    Args:
+        decoded: (N, 3, H, W) in [-1, 1].
+        pixels: What it should be.
+        weights: (N, 1, H, W), how much each pixel counts.
+    """
+    errors = decoded - pixels
+    loss = (errors.abs() * weights).mean()
     for axis in (2, 3):
-        loss = loss + _GRADIENT_WEIGHT * functional.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis))
+        edges = weights.narrow(axis, 1, weights.shape[axis] - 1)
+        loss = loss + _GRADIENT_WEIGHT * (errors.diff(dim=axis).abs() * edges).mean()
     return loss
 
 

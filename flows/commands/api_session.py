@@ -13,6 +13,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import import_module, metadata
@@ -39,6 +40,7 @@ SERVER_SETTINGS = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
 }
 
 
@@ -66,7 +68,7 @@ def open_session() -> Iterator[None]:
 
 
 def has_api() -> bool:
-    """Whether the user has set a Prefect API; Prefect, which loads slowly, is asked only where somebody configured it."""
+    """Whether the user has set a Prefect API; Prefect, slow to load, is asked only where somebody configured it."""
     if "PREFECT_API_URL" in os.environ:
         return True
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
@@ -172,9 +174,10 @@ class MessageHandler(logging.Handler):
 
 
 def show_own_messages() -> None:
-    """The terminal gets D-Gate's warnings; what Prefect logs still goes to its API, but not here."""
+    """The terminal gets D-Gate's warnings; what Prefect logs goes to its API, what libraries plan to change nowhere."""
     handler = MessageHandler(logging.WARNING)
     handler.addFilter(lambda record: not record.name.startswith(("prefect", "httpx", "httpcore", "uvicorn")))
     logging.getLogger().handlers = [handler]
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in CLIENT_DEFAULTS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(","):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -53,7 +53,8 @@ def describe_run(uri: str, record: dict[str, Any]) -> str:
         f"fingerprint  {record['fingerprint']}",
         f"manifest     {', '.join(record['manifest']['files'])} ({record['manifest']['rows']:,} rows)",
         f"model        {model}, {record['spec']['precision']}, determinism {record['spec']['determinism']}",
-        "images       " + ", ".join(f"{counts[name]:,} {name}" for name in ("ok", "error", "skipped", "duplicate") if name in counts),
+        "images       "
+        + ", ".join(f"{counts[name]:,} {name}" for name in ("ok", "error", "skipped", "duplicate") if name in counts),
     ]
     if record.get("pictures_per_second"):
         lines.append(f"speed        {record['pictures_per_second']:.2f} pictures/s")

@@ -13,6 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers.utils.torch_utils import randn_tensor
 
 from dgate_core.errors import ModelError
@@ -53,6 +54,9 @@ def load_pipeline(checkpoint: LocalCheckpoint, dtype: torch.dtype) -> Any:
     left_out = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
     arguments = {name: value for name, value in left_out.items() if name in accepted}
     source = Path(checkpoint.folder)
+    # Bars of single files would be drawn across the run's own.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         if source.is_file():
             return pipeline_class.from_single_file(str(source), torch_dtype=dtype, local_files_only=True, **arguments)

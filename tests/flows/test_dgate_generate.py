@@ -1,0 +1,105 @@
+"""`dgate generate`: exit codes, what it prints, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import COMMAND, Done, list_prompts, wait_for, write_manifest
+from tests.flows.run_checks import check_every_row_once
+
+Call = Callable[..., Done]
+
+
+def test_bad_rows_end_with_3_and_json_stands_alone(
+    environment: dict[str, str], checkpoint: str, tmp_path: Path
+) -> None:
+    """The one test with a private API: nothing of it may be left, and the home of a user stays untouched."""
+    rows = [*list_prompts(5, seed=1), {"prompt": ""}, *list_prompts(1, seed=1)]
+    manifest = write_manifest(tmp_path / "m.jsonl", rows)
+    arguments = ["generate", manifest, "--out", "run", "--model", checkpoint, "--set", "precision=float32", "--json"]
+    done = subprocess.run(
+        [*COMMAND, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["state"] == "completed_with_errors"
+    counts = {name: outcome["counts"][name] for name in ("ok", "error", "duplicate")}
+    assert counts == {"ok": 5, "error": 1, "duplicate": 1}
+    assert Path(outcome["gallery"]).is_file()
+    assert Path(outcome["results"]).is_file()
+    assert "Traceback" not in done.stderr
+    assert "Flow run" not in done.stderr, "Prefect's own log"
+    assert not list(Path(environment["TMPDIR"]).glob("dgate-*"))
+    assert not list(Path(environment["HOME"]).glob(".prefect/*"))
+
+
+def test_figures_and_the_refusal_of_another_manifest(api: str, call: Call, checkpoint: str, tmp_path: Path) -> None:
+    one, two = (write_manifest(tmp_path / f"{count}.jsonl", list_prompts(count)) for count in (1, 2))
+    arguments = ["--out", str(tmp_path / "run"), "--model", checkpoint, "--set", "precision=float32"]
+    first = call("generate", one, *arguments)
+    assert first.code == 0, first.err
+    assert f"gallery  {tmp_path / 'run/report/index.html'}" in first.out
+    assert "1 pictures, 0 failed" in first.out
+    second = call("generate", two, *arguments)
+    assert second.code == 1
+    assert "manifest" in second.err
+    assert second.err.count("error:") == 1
+    assert "Traceback" not in second.err
+    third = call("generate", two, *arguments, "--json")
+    assert third.code == 1
+    assert json.loads(third.out)["error"]["code"] == "run_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate", "m.jsonl"], "--out"),
+        (["generate", "no.jsonl", "--out", "run"], "no.jsonl"),
+        (["generate", "m.jsonl", "--out", "run", "--set", "stepz=3"], "stepz"),
+        (["generate", "m.jsonl", "--out", "run", "--lanes", "0"], "lanes"),
+    ],
+)
+def test_wrong_commands_end_with_2_before_anything_starts(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_manifest(tmp_path / "m.jsonl", list_prompts(1))
+    done = call(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
+def test_signal_finishes_the_batch_and_the_same_command_goes_on(
+    api: str, environment: dict[str, str], call: Call, checkpoint: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    manifest, run = write_manifest(tmp_path / "m.jsonl", list_prompts(20, num_inference_steps=100)), tmp_path / "run"
+    arguments = ["generate", manifest, "--out", str(run), "--model", checkpoint]
+    arguments += ["--set", "precision=float32", "--set", "batch_size=2", "--set", "rows_per_shard=10"]
+    log = tmp_path / "log.txt"
+    with log.open("wb") as stream:
+        own = {**environment, "PREFECT_API_URL": api}
+        process = subprocess.Popen([*COMMAND, *arguments], env=own, cwd=tmp_path, stdout=stream, stderr=stream)
+    wait_for(lambda: bool(list(run.glob("shards/*/_parts/*"))) or process.poll() is not None, 120)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number, log.read_text()
+    record = json.loads((run / "run.json").read_text())
+    assert (record["state"], record["stopped_by"]) == ("cancelled", number.name)
+    assert 0 < record["counts"]["ok"] < 20
+    assert not list(run.glob("**/*_claim-*"))
+    assert "same command again" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    kept = {path: path.stat().st_mtime_ns for path in run.glob("shards/*/images/*")}
+    done = call(*arguments)
+    assert done.code == 0, done.err
+    check_every_row_once(run, 20)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +43,8 @@ def run_local_lanes(run: str, settings: dict[str, Any]) -> None:
     store, stop = RunStore(open_storage(run)), StopSignal()
     with publish_progress(store):
         execute_lanes(store, build_settings(RunSettings, settings), stop, lambda _reports: None)
-    note_stop(store, stop)
+    if stop.is_set():
+        store.update_run(state="cancelled")  # at once: whoever stops a run may not wait for its results
 
 
 @task(name="work as a lane", cache_policy=NO_CACHE, persist_result=False)
@@ -76,12 +76,3 @@ def conclude_lane(state: State[dict[str, Any]]) -> dict[str, Any] | State[Any]:
     if result["state"] == "stopped":
         return Cancelled(message=f"{result['lane']} was stopped; its finished rows are kept")
     return result
-
-
-def note_stop(store: RunStore, stop: StopSignal) -> None:
-    """Says in run.json at once what stopped the run: whoever stops it may not wait for the results."""
-    if stop.is_set():
-        name = signal.Signals(stop.number).name if stop.number else "a request"
-        store.update_run(state="cancelled", stopped_by=name)
-    else:
-        store.update_run(stopped_by=None)

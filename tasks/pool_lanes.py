@@ -20,7 +20,7 @@ from prefect.states import Cancelling
 from dgate_core.config import build_settings
 from dgate_core.engine.fleet import list_lane_options
 from dgate_core.engine.lane import LaneOptions
-from dgate_core.engine.local import note_lanes
+from dgate_core.engine.local import begin_session, note_lanes
 from dgate_core.engine.reconcile import LaneRun, LaneStatus, Reconciler
 from dgate_core.engine.stopping import StopSignal, listen_for_signals
 from dgate_core.errors import RunError
@@ -28,7 +28,6 @@ from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
 from tasks.artifacts import publish_progress
-from tasks.lanes import note_stop
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,8 @@ DEPLOYMENT = "generate_lane/generate_lane"
 PAGE = 200
 WARN_EVERY_SECONDS = 60.0
 HOW_TO_DEPLOY = (
-    "start all of it here with `dgate up`, or: prefect work-pool create gpu --type process; prefect deploy --all"
+    "start all of it here with `dgate up` and set PREFECT_API_URL as it says, "
+    f"or on your server: prefect work-pool create {POOL} --type process; prefect deploy --all"
 )
 HOW_TO_WORK = f"start one with `dgate up`, or: prefect worker start --pool {POOL} --limit 1"
 
@@ -52,7 +52,7 @@ def submit_lanes(run: str, settings: dict[str, Any]) -> int:
     store = RunStore(open_storage(run))
     with get_client(sync_client=True) as client:
         lanes = list_lane_options(build_settings(RunSettings, settings))
-        store.update_run(state="running", started_at=time.time())
+        begin_session(store)
         return Reconciler(store, lanes, PoolLanes(client, store), StopSignal()).begin()
 
 
@@ -68,7 +68,7 @@ def reconcile_lanes(run: str, settings: dict[str, Any]) -> None:
             store.update_run(state="failed", error=str(error))
             raise
     note_lanes(store, reports, time.time() - started)
-    note_stop(store, stop)
+    store.update_run(state="cancelled" if stop.is_set() else "running", stopped_by=stop.describe())
 
 
 def count_workers() -> int:

@@ -37,7 +37,7 @@ class GenerateOptions:
 
 @dataclass(slots=True)
 class Batch:
-    """What became of some rows: pictures (still on their way from the device, perhaps), or one error for all of them."""
+    """What became of some rows: pictures (perhaps still on their way from the device), or one error for all."""
 
     rows: Sequence[PlanRow]
     pictures: Pictures | None

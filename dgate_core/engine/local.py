@@ -68,7 +68,8 @@ def execute_lanes(
     except BaseException as error:
         _note_failure(store, error, time.time() - started)
         raise
-    return note_lanes(store, reports, time.time() - started)
+    note_lanes(store, reports, time.time() - started)
+    return store.update_run(stopped_by=stop.describe())
 
 
 def begin_session(store: RunStore) -> dict[str, Any]:

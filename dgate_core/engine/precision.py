@@ -40,7 +40,9 @@ def _time_block(dtype: torch.dtype) -> float:
     import torch
     from torch import nn
 
-    layers = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.GroupNorm(32, 128), nn.SiLU(), nn.Conv2d(128, 128, 1)).to(dtype)
+    layers = nn.Sequential(
+        nn.Conv2d(128, 128, 3, padding=1), nn.GroupNorm(32, 128), nn.SiLU(), nn.Conv2d(128, 128, 1)
+    ).to(dtype)
     sample = torch.randn(8, 128, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     times = []
     with torch.inference_mode():

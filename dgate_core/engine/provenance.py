@@ -121,5 +121,7 @@ def read_provenance(data: bytes, name: str) -> Provenance:
         return Provenance(**fields)
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ProvenanceError(
-            f"{name} carries no provenance of D-Gate", "a picture as D-Gate wrote it", "see that no tool stripped its metadata"
+            f"{name} carries no provenance of D-Gate",
+            "a picture as D-Gate wrote it",
+            "see that no tool stripped its metadata",
         ) from error

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from dgate_core.engine.lane import LaneOptions
 from dgate_core.engine.progress import ProgressReader
-from dgate_core.engine.reports import LANES_PREFIX, LaneReport, read_reports
+from dgate_core.engine.reports import LANES_PREFIX, LaneReport, name_report, read_reports
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.errors import RunError
 from dgate_core.manifest.plan_files import read_shard_index
@@ -76,6 +76,16 @@ class _Watch:
     changed: float = field(default_factory=time.monotonic)
     has_spoken: bool = False
 
+    def await_first_word(self, report: LaneReport | None) -> None:
+        """It does not run yet: silence counts from now, and what its last run said does not."""
+        self.told_at = report.updated_at if report else 0.0
+        self.changed, self.has_spoken = time.monotonic(), False
+
+    def listen(self, report: LaneReport | None) -> None:
+        """Notes a report that is new."""
+        if report is not None and report.updated_at != self.told_at:
+            self.told_at, self.changed, self.has_spoken = report.updated_at, time.monotonic(), True
+
 
 class Reconciler:
     """Brings a run's shards to the end with lanes that come and go.
@@ -97,9 +107,8 @@ class Reconciler:
         """Submits every lane that is not alive already, say from a driver that was killed; returns how many."""
         alive = {name for name, run in (self.runs.look() or {}).items() if run.is_alive}
         keys = [item.key for item in self.store.storage.list_objects(LANES_PREFIX)]
-        self.store.storage.delete_many(
-            [key for key in keys if key not in {f"{LANES_PREFIX}{name}.json" for name in alive}]
-        )
+        kept = {name_report(name) for name in alive}
+        self.store.storage.delete_many([key for key in keys if key not in kept])
         missing = [watch.options for name, watch in self._lanes.items() if name not in alive]
         for options in missing if self.has_work() else []:
             self.runs.submit(options)
@@ -134,9 +143,10 @@ class Reconciler:
             run = runs.get(name, LaneRun(name, "ended", "its run is gone"))
             if run.status == "refused":
                 raise RunError(f"{name} was refused: {run.message}", "", "mend that, then give the same command again")
+            report = reports.get(name)
             if run.status != "running":
-                watch.changed, watch.has_spoken = time.monotonic(), False  # silence counts from where it begins
-            elif self._is_silent(watch, reports.get(name)):
+                watch.await_first_word(report)
+            elif self._is_silent(watch, report):
                 run = LaneRun(name, "ended", "no sign of life for longer than its lease")
                 self.runs.cancel(name)
             if run.status == "ended" and self.has_work():
@@ -144,9 +154,7 @@ class Reconciler:
 
     def _is_silent(self, watch: _Watch, report: LaneReport | None) -> bool:
         """A lane in a long batch says nothing for a while, but the claim on its shard is renewed."""
-        told_at = report.updated_at if report else 0.0
-        if told_at != watch.told_at:
-            watch.told_at, watch.changed, watch.has_spoken = told_at, time.monotonic(), True
+        watch.listen(report)
         patience = max(watch.options.lease_seconds, SHORTEST_SILENCE_SECONDS)
         if time.monotonic() - watch.changed < (patience if watch.has_spoken else BEGIN_WITHIN_SECONDS):
             return False

@@ -68,7 +68,9 @@ def reproduce_picture(data: bytes, name: str, device: str = "auto") -> Reproduct
         again == data,
         int(distance.max()),
         float(distance.mean()),
-        tuple(f"{key} {then[key]} then, {now} now" for key, now in list_versions().items() if then.get(key, now) != now),
+        tuple(
+            f"{key} {then[key]} then, {now} now" for key, now in list_versions().items() if then.get(key, now) != now
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from dgate_core.engine.fleet import Listener
 from dgate_core.engine.local import execute_lanes, finish_run
+from dgate_core.engine.progress import count_recorded
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.errors import UsageError
 from dgate_core.manifest.plan_files import read_plan_rows, read_shard_index
@@ -23,6 +24,7 @@ from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 
 STATUSES = ("error", "ok", "skipped")
+OPTIONS = ("lanes", "device", "batch_size", "rows_per_shard", "lease_seconds")
 SETTLED = frozenset({"completed", "completed_with_errors", "cancelled"})
 """States in which results.parquet tells all that the shards hold."""
 
@@ -59,6 +61,22 @@ def retry_rows(
     return finish_run(store)
 
 
+def check_options(settings: RunSettings) -> RunSettings:
+    """The settings unchanged, if they only say how to run: what determines pixels stands in run.json.
+
+    Raises:
+        UsageError: names a setting that does.
+    """
+    for field in fields(settings):
+        if field.name not in OPTIONS and getattr(settings, field.name) != field.default:
+            raise UsageError(
+                f"--set {field.name} for a run that is there",
+                f"one of {', '.join(OPTIONS)}",
+                "make another run with `dgate generate` to change what the pictures show",
+            )
+    return settings
+
+
 def check_statuses(statuses: Sequence[str]) -> None:
     """Raises UsageError for a status that cannot be tried again."""
     for status in statuses:
@@ -86,18 +104,17 @@ def _plan_attempt(store: RunStore, statuses: list[str], ordinals: list[int], opt
     attempt = max(shard.attempt for shard in read_shard_index(store.storage)) + 1
     # Before the plan, so that a retry that is cut off from here on is known for what it is.
     store.update_run(attempt=attempt, retry={"attempt": attempt, "where": statuses})
-    return attempt, sum(shard.rows for shard in plan_retry(store.storage, read_plan_rows(store.storage, ordinals), options))
+    shards = plan_retry(store.storage, read_plan_rows(store.storage, ordinals), options)
+    return attempt, sum(shard.rows for shard in shards)
 
 
 def _find_unfinished(store: RunStore, statuses: list[str]) -> tuple[int, int]:
     """The last retry's attempt and the images that it still has to make, if it was asked for the same statuses."""
-    last = store.read_run().get("retry") or {"attempt": 0, "where": []}
-    shards = [shard for shard in read_shard_index(store.storage) if shard.attempt == last["attempt"]]
-    if last["where"] != statuses:
+    last = store.read_run().get("retry")
+    if last is None or last["where"] != statuses:
         return 0, 0
-    progress = {shard.shard: store.read_progress(shard.shard) for shard in shards}
-    left = [shard.rows - store.read_parts(progress[shard.shard].parts).num_rows for shard in shards if not progress[shard.shard].committed]
-    return last["attempt"], sum(left)
+    shards = [shard for shard in read_shard_index(store.storage) if shard.attempt == last["attempt"]]
+    return last["attempt"], sum(shard.rows - count_recorded(store, shard) for shard in shards)
 
 
 def _find_ordinals(store: RunStore, statuses: Sequence[str]) -> list[int]:

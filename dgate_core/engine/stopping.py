@@ -31,6 +31,12 @@ class StopSignal:
         """Asks everybody to stop."""
         self._event.set()
 
+    def describe(self) -> str | None:
+        """The signal's name; None when nothing has stopped."""
+        if not self.is_set():
+            return None
+        return signal.Signals(self.number).name if self.number else "a request"
+
     def wait(self, seconds: float) -> bool:
         """Sleeps, but not longer than until the stop."""
         return self._event.wait(seconds)

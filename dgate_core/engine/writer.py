@@ -108,7 +108,9 @@ class BatchWriter:
     def __enter__(self) -> BatchWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self.close()
         else:
@@ -157,9 +159,7 @@ class BatchWriter:
             row["ordinal"], hashlib.sha256(data).hexdigest(), SUFFIXES[self.spec.image.format], data, row["prompt"]
         )
 
-    def _make_record(
-        self, batch: Batch, index: int, outcome: dict[str, Any], paths: Iterator[str]
-    ) -> dict[str, Any]:
+    def _make_record(self, batch: Batch, index: int, outcome: dict[str, Any], paths: Iterator[str]) -> dict[str, Any]:
         """A row of ROWS_SCHEMA; names that the plan does not know stay null."""
         row = batch.rows[index]
         record = {name: row.get(name) for name in ROWS_SCHEMA.names}

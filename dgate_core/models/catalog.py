@@ -181,7 +181,9 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(
-            f"{path} is not there", "a diffusers folder (model_index.json and one folder for each part)", "check the path"
+            f"{path} is not there",
+            "a diffusers folder (model_index.json and one folder for each part)",
+            "check the path",
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not JSON: {error}", "a file written by diffusers", "copy it again") from error

@@ -47,7 +47,7 @@ def _write_note(note: Path, fields: dict[str, str]) -> None:
         note.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:
             json.dump(fields, stream)
-        os.replace(stream.name, note)
+        Path(stream.name).replace(note)
     except OSError as error:
         raise ModelError(
             f"the cache folder {note.parent} cannot be written: {error.strerror}",

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -28,7 +28,9 @@ def command(file: str, out: str | None, device: str) -> int:
     if found.is_identical:
         click.echo("result      identical, byte for byte")
     else:
-        click.echo(f"result      differs by at most {found.max_difference}/255, on average {found.mean_difference:.4f}/255")
+        click.echo(
+            f"result      differs by at most {found.max_difference}/255, on average {found.mean_difference:.4f}/255"
+        )
     if out is not None:
         Path(out).write_bytes(found.data)
         click.echo(f"written     {out}")

@@ -29,8 +29,6 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # Flow runs older than 90 days are dropped; Prefect's default keeps them for ever.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-    # SQLite has one writer at a time: waiting for it beats an error.
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "dgate_core,tasks",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

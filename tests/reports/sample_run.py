@@ -97,6 +97,18 @@ def make_failure(row: dict[str, Any], number: int) -> Sample:
     return Sample({**row, "status": "error", "error_code": code, "error_message": message, **nothing}, None)
 
 
+BARE_RUN: dict[str, Any] = {
+    "format": 1,
+    "state": "planned",
+    "fingerprint": "v1-00",
+    "spec": {},
+    "manifest": {"files": ["prompts.jsonl"], "rows": 0},
+    "models": {},
+    "counts": {},
+}
+"""What every run.json holds."""
+
+
 def write_run(run: Storage, samples: Iterable[Sample], **run_json: Any) -> list[dict[str, Any]]:
     """Write pictures, results.parquet and run.json; returns the rows."""
     rows = []
@@ -124,6 +136,7 @@ def write_run_json(run: Storage, rows: list[dict[str, Any]], **changes: Any) -> 
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     record = {
+        **BARE_RUN,
         "name": "first",
         "state": "completed_with_errors" if counts.get("error") else "completed",
         "spec": {"defaults": {"model": "starter-unet"}, "determinism": "fast", "precision": "float32"},

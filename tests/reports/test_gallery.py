@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from dgate_core.storage import open_storage
 from reports.gallery import GalleryOptions, write_gallery
 from tests.reports.conftest import PHONE, Visit, Visitor
 from tests.reports.sample_run import (
+    BARE_RUN,
     BIG_SEED,
     NASTY_PROMPT,
     draw_noise,
@@ -239,7 +241,7 @@ def test_pictures_in_a_tar_show_their_thumbnails(visitor: Visitor, tmp_path: Pat
 
 def test_a_run_that_has_no_rows_yet_has_a_page(visitor: Visitor, tmp_path: Path) -> None:
     run = open_storage(tmp_path)
-    run.write_bytes("run.json", b'{"state": "planned"}')
+    run.write_bytes("run.json", json.dumps(BARE_RUN).encode())
     visit = visitor.open(tmp_path / write_gallery(run))
     expect(visit.page.locator("#empty")).to_contain_text("This run has no rows yet.")
     check_is_quiet(visit, tmp_path / "report/index.html")

@@ -48,7 +48,7 @@ class BatchRequest:
 class Pictures:
     """What a batch became; on CUDA the copy may still be under way until `wait` returns.
 
-    Shapes: pixels uint8 (N, H, W, 3) on the CPU; finite bool (N,) on the CPU, False where the decoder gave NaN or infinity.
+    Shapes, on the CPU: pixels uint8 (N, H, W, 3); finite bool (N,), False where the decoder gave NaN or infinity.
     """
 
     pixels: torch.Tensor

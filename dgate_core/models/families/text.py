@@ -39,7 +39,11 @@ class PromptEncoder:
         hidden, pooled = [], None
         for tokenizer, encoder in self._towers:
             ids = tokenizer(
-                prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                prompts,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
             )
             mask = ids.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
             output = encoder(ids.input_ids.to(self.device), attention_mask=mask, output_hidden_states=self._is_double)

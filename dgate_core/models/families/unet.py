@@ -51,7 +51,12 @@ def load_pipeline(checkpoint: LocalCheckpoint, dtype: torch.dtype) -> Any:
     """A diffusers pipeline on the CPU, without a safety checker (verdicts are data, made elsewhere)."""
     pipeline_class = getattr(diffusers, checkpoint.pipeline_class)
     accepted = inspect.signature(pipeline_class.__init__).parameters
-    left_out = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+    left_out = {
+        "safety_checker": None,
+        "requires_safety_checker": False,
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
     arguments = {name: value for name, value in left_out.items() if name in accepted}
     source = Path(checkpoint.folder)
     # Bars of single files would be drawn across the run's own.
@@ -61,7 +66,12 @@ def load_pipeline(checkpoint: LocalCheckpoint, dtype: torch.dtype) -> Any:
         if source.is_file():
             return pipeline_class.from_single_file(str(source), torch_dtype=dtype, local_files_only=True, **arguments)
         return pipeline_class.from_pretrained(
-            str(source), torch_dtype=dtype, use_safetensors=True, variant=find_variant(source), local_files_only=True, **arguments
+            str(source),
+            torch_dtype=dtype,
+            use_safetensors=True,
+            variant=find_variant(source),
+            local_files_only=True,
+            **arguments,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
@@ -184,7 +194,10 @@ class UNetModel:
         config = self.vae.config
         latents = latents.to(self.vae.dtype)
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            mean, std = (torch.tensor(config[name], device=self.device).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+            mean, std = (
+                torch.tensor(config[name], device=self.device).view(1, -1, 1, 1)
+                for name in ("latents_mean", "latents_std")
+            )
             latents = (latents * std / config.scaling_factor + mean).to(self.vae.dtype)
         else:
             latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)

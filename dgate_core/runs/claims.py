@@ -119,7 +119,7 @@ class Claim:
         """Gives the claim back, so that the next lane need not wait."""
         self._stopped.set()
         self._thread.join()
-        if self.is_valid():
+        if self._is_highest():
             # Older ones go too, so that a holder who was given up and wakes up late finds its own gone.
             own = _name_claim(self.prefix, self.state.number)
             self.storage.delete_many([key for key in _list_claims(self.storage, self.prefix) if key <= own])
@@ -145,13 +145,15 @@ class Claim:
 
     def _renew(self) -> None:
         asked = time.monotonic()
-        highest = read_claim(self.storage, self.prefix)
-        if highest is None or highest.token != self.token:
-            self._lost = True
+        self._lost = self._lost or not self._is_highest()
         if self.is_valid():
             data = _state_to_bytes(self.state, self.lease_seconds)
             self.storage.write_bytes(_name_claim(self.prefix, self.state.number), data)
             self._deadline = self._find_deadline(asked)
+
+    def _is_highest(self) -> bool:
+        highest = read_claim(self.storage, self.prefix)
+        return highest is not None and highest.token == self.token
 
     def _find_deadline(self, asked: float) -> float:
         """Somewhat before others may take over."""

@@ -21,7 +21,7 @@ ROWS, SHARDS = 24, 4
 def give_order(checkpoint: str, folder: Path, fault: SignalBefore, container: str = "files") -> Order:
     manifest = write_manifest(folder / "m.jsonl", list_prompts(ROWS))
     settings = {"model": checkpoint, "precision": "float32", "lanes": 2, "rows_per_shard": 6, "batch_size": 2}
-    settings |= {"lease_seconds": 1.0 if fault.number == signal.SIGSTOP else 60.0, "container": container}
+    settings |= {"lease_seconds": 2.0 if fault.number == signal.SIGSTOP else 60.0, "container": container}
     return Order(str(folder / "run"), manifest, settings, fault=fault, batch_log=str(folder / "batches"))
 
 

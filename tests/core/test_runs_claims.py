@@ -128,6 +128,6 @@ def test_a_claim_whose_storage_is_gone_ends_by_itself(
     with take_claim(storage, PREFIX, identify_holder("lane-1"), 2.0) as claim:  # type: ignore[union-attr]
         time.sleep(1.0)
         assert claim.is_valid()
-        proxy.__exit__(None, None, None)
+        proxy.plan = ChaosPlan(busy=1.0)
         time.sleep(2.0)
         assert not claim.is_valid()

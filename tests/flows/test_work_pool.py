@@ -27,7 +27,7 @@ ROWS = 40
 
 
 def test_killed_lane_is_replaced_and_every_row_is_made_once(api: str, up: Up, checkpoint: str, tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "m.jsonl", list_prompts(ROWS, num_inference_steps=100))
+    manifest = write_manifest(tmp_path / "m.jsonl", list_prompts(ROWS, num_inference_steps=60))
     out = tmp_path / "run"
     parameters: dict[str, Any] = {
         "manifest": manifest,

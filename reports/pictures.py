@@ -76,17 +76,15 @@ class TarContainer:
 
 
 class ParquetContainer:
-    """Pictures in the first binary column of a Parquet file; the last row group read stays in memory."""
+    """Pictures in the first column of bytes of a Parquet file; the last row group read stays in memory."""
 
     def __init__(self, key: str, stream: BinaryIO) -> None:
         self._key, self._file = key, pq.ParquetFile(stream)
-        schema = self._file.schema_arrow
-        binary = [
-            entry.name for entry in schema if pa.types.is_binary(entry.type) or pa.types.is_large_binary(entry.type)
-        ]
-        if not binary:
-            raise StorageError(f"{key} has the columns {schema.names}", "a binary column with the pictures")
-        self._column = binary[0]
+        columns = [path for entry in self._file.schema_arrow for path in _find_bytes(entry)]
+        if not columns:
+            names = self._file.schema_arrow.names
+            raise StorageError(f"{key} has the columns {names}", "a binary column with the pictures")
+        self._column = columns[0]
         self._first_row, self._pictures = 0, self._read_group(0)
 
     def read(self, inner: str) -> bytes:
@@ -110,7 +108,14 @@ class ParquetContainer:
     def _read_group(self, group: int) -> pa.ChunkedArray:
         if group >= self._file.metadata.num_row_groups:
             return pa.chunked_array([], pa.binary())
-        return self._file.read_row_group(group, columns=[self._column])[self._column]
+        return self._file.read_row_group(group, columns=[self._column]).flatten()[self._column]
+
+
+def _find_bytes(entry: pa.Field) -> list[str]:
+    """Paths of a column that hold bytes: itself, or the `bytes` of Hugging Face's image struct."""
+    if pa.types.is_struct(entry.type):
+        return [f"{entry.name}.{inner.name}" for inner in entry.type.fields if inner.name == "bytes"]
+    return [entry.name] if pa.types.is_binary(entry.type) or pa.types.is_large_binary(entry.type) else []
 
 
 def open_container(run: Storage, key: str) -> Container:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from dgate_core.engine.precision import choose_precision
 from dgate_core.evaluation.metrics.attributes import AttributeMatch, Reading, load_judge, matches_scene, read_pictures
 from dgate_core.postcards import Scene, sample_scene, scene_to_caption
 from finetune.starter.judged import compare_judge, measure_autoencoder, measure_clip, render_fresh
@@ -26,7 +27,7 @@ from finetune.starter.parts import await_part
 from finetune.starter.sheet import draw_sheet
 
 STEPS: Final = 20
-GUIDANCE: Final = 3.0
+GUIDANCE: Final = 4.0
 _SEED: Final = 20_000
 _BATCH: Final = 125
 
@@ -80,8 +81,8 @@ def plan_captions(number: int) -> list[tuple[str, Scene, str]]:
 
 def generate_pictures(folder: Path, captions: Sequence[str], device: torch.device) -> np.ndarray:
     """Pictures uint8 (N, 64, 64, 3) of the captions; picture n has seed n."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    dtype = getattr(torch, choose_precision(device.type))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     made = []
     for start in range(0, len(captions), _BATCH):

@@ -106,7 +106,7 @@ def test_a_torn_picture_or_record_is_made_again(checkpoint: str, tmp_path: Path)
     """What a power cut leaves of files that were not synced: recorded, but empty."""
     order = give_order(checkpoint, tmp_path, lanes=1)
     driver = Driver(order)
-    parts = wait_for(lambda: [path for path in (tmp_path / "run").glob("shards/*/_parts/*.parquet")])
+    parts = wait_for(lambda: list((tmp_path / "run").glob("shards/*/_parts/*.parquet")))
     driver.send(signal.SIGKILL)
     driver.process.join()
     parts = [path for path in parts if path.exists() and not (path.parents[1] / "_COMMIT").exists()]

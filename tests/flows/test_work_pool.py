@@ -26,6 +26,7 @@ from tests.flows.run_checks import check_every_row_once
 ROWS = 40
 
 
+@pytest.mark.timeout(900)
 def test_killed_lane_is_replaced_and_every_row_is_made_once(api: str, up: Up, checkpoint: str, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.jsonl", list_prompts(ROWS, num_inference_steps=60))
     out = tmp_path / "run"
@@ -40,10 +41,10 @@ def test_killed_lane_is_replaced_and_every_row_is_made_once(api: str, up: Up, ch
     name = "generate_images/generate_images"
     submitted = run_deployment(name, parameters=parameters, timeout=0, as_subflow=False)
     assert isinstance(submitted, FlowRun)
-    wait_for(lambda: bool(list(out.glob("shards/*/_parts/*"))), 240)
+    wait_for(lambda: bool(list(out.glob("shards/*/_parts/*"))), 400)
     killed = kill_a_lane(out)
     with get_client(sync_client=True) as client:
-        wait_for(lambda: is_final(client.read_flow_run(submitted.id)), 240)
+        wait_for(lambda: is_final(client.read_flow_run(submitted.id)), 400)
         driver = client.read_flow_run(submitted.id)
         lanes = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[find_tag(client)])))
         tasks = client.read_task_runs(limit=200)

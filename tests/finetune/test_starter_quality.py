@@ -1,0 +1,77 @@
+"""Truth about quality: the judge reads what the shipped checkpoint draws, and the card must say the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel, CLIPProcessor
+
+from dgate_core.engine.generate import GenerateOptions, Generator
+from dgate_core.engine.precision import choose_precision
+from dgate_core.evaluation.metrics.attributes import load_judge, matches_scene, read_pictures
+from dgate_core.manifest.item import BatchKey
+from dgate_core.models.catalog import STARTER_FOLDER, find_checkpoint
+from dgate_core.models.families.contract import LoadOptions
+from dgate_core.models.families.unet import UNetFamily
+from dgate_core.runs.spec import RunSpec
+from finetune.starter.evaluate import GUIDANCE, STEPS, plan_captions
+from finetune.starter.judged import compare_judge, measure_clip, render_fresh
+
+PICTURES = 500
+SIGMAS = 4.0
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict:
+    """What the cards say, as `finetune.starter.evaluate` measured it."""
+    return json.loads((STARTER_FOLDER / "figures.json").read_text(encoding="utf-8"))
+
+
+def test_the_judge_reads_renderings() -> None:
+    scenes, pictures = render_fresh(500)
+    assert compare_judge(STARTER_FOLDER / "judge", scenes, pictures, torch.device("cpu"))["exact"] >= 0.99
+
+
+def test_generated_pictures_are_what_the_card_says(figures: dict) -> None:
+    planned = plan_captions(PICTURES)
+    rows = [{"prompt": caption, "negative_prompt": "", "seed": n} for n, (_, _, caption) in enumerate(planned)]
+    model = UNetFamily().load(find_checkpoint("starter-unet"), LoadOptions("cpu", choose_precision("cpu")))
+    key = BatchKey("starter-unet", 64, 64, STEPS, "default", GUIDANCE)
+    batches = Generator(model, RunSpec(), GenerateOptions(batch_size=32)).generate(rows, key)
+    pictures = torch.cat([batch.pictures.pixels for batch in batches if batch.pictures is not None]).numpy()
+    assert len(pictures) == len(planned)
+    right = defaultdict(list)
+    readings = read_pictures(load_judge(STARTER_FOLDER / "judge"), pictures)
+    for (group, scene, _), reading in zip(planned, readings, strict=True):
+        right[group].append(matches_scene(reading, scene).all_right)
+    for group, answers in right.items():
+        share, told = sum(answers) / len(answers), figures["generated"][group]["all_right"]
+        noise = math.sqrt(max(told * (1 - told), 0.01) / len(answers))
+        print(f"{group}: {share:.1%} all right, the card says {told:.1%}")
+        assert abs(share - told) <= SIGMAS * noise, group
+
+
+def test_clip_prefers_the_true_caption(figures: dict) -> None:
+    scenes, pictures = render_fresh(250)
+    found = measure_clip(STARTER_FOLDER / "starter-clip", scenes, pictures, torch.device("cpu"))
+    assert found["beats_each_hard_negative"] == pytest.approx(figures["clip"]["beats_each_hard_negative"], abs=0.03)
+
+
+def test_others_open_the_folders_as_they_are() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(STARTER_FOLDER / "starter-unet")
+    assert pipeline.unet.config.sample_size * 4 == 64
+    assert isinstance(CLIPModel.from_pretrained(STARTER_FOLDER / "starter-clip"), CLIPModel)
+    assert isinstance(CLIPProcessor.from_pretrained(STARTER_FOLDER / "starter-clip"), CLIPProcessor)
+
+
+def test_the_weights_are_small() -> None:
+    sizes = {
+        name: sum(file.stat().st_size for file in (STARTER_FOLDER / name).rglob("*") if file.is_file())
+        for name in ("starter-unet", "starter-clip", "judge")
+    }
+    assert sizes["starter-unet"] + sizes["starter-clip"] <= 40e6, sizes

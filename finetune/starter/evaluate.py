@@ -27,7 +27,7 @@ from finetune.starter.parts import await_part
 from finetune.starter.sheet import draw_sheet
 
 STEPS: Final = 20
-GUIDANCE: Final = 4.0
+GUIDANCE: Final = 3.0
 _SEED: Final = 20_000
 _BATCH: Final = 125
 

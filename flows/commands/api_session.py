@@ -19,8 +19,6 @@ from contextlib import closing, contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
 
-import click
-
 from dgate_core.errors import RunError
 
 START_WITHIN_SECONDS = 180.0
@@ -169,7 +167,8 @@ class MessageHandler(logging.Handler):
     """Warnings as plain lines on stderr, whatever stderr is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+        # Not click.echo, which would write past a progress bar's hold on stderr.
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
 def show_own_messages() -> None:

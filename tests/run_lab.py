@@ -306,7 +306,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and bytes of every file of the committed shards."""
+    """Time and bytes of every file of the committed shards; a claim goes after the commit."""
     shards = [commit.parent for commit in folder.glob("shards/*/_COMMIT")]
-    files = [path for shard in shards for path in shard.rglob("*") if path.is_file()]
+    files = [
+        path for shard in shards for path in shard.rglob("*") if path.is_file() and not path.name.startswith("_claim")
+    ]
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}

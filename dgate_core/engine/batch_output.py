@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.parquet as pq
 
@@ -64,12 +65,38 @@ def _describe_success(store: RunStore, images: list[dict[str, Any]], created: in
 
 def _describe_image(store: RunStore, image: dict[str, Any]) -> dict[str, Any]:
     described = {"revised_prompt": image["prompt"], "seed": image["seed"], "id": image["row_id"], "path": image["path"]}
-    if image.get("response_format") == "b64_json" and "#" not in image["path"]:
-        return {"b64_json": base64.b64encode(store.storage.read_bytes(image["path"])).decode(), **described}
+    if image.get("response_format") == "b64_json":
+        return {"b64_json": base64.b64encode(_read_picture(store, image["path"])).decode(), **described}
     key, _, member = image["path"].partition("#")
     local = store.storage.local_path(key)
     uri = local.resolve().as_uri() if local is not None else store.storage.uri_of(key)
     return {"url": f"{uri}#{member}" if member else uri, **described}
+
+
+def _read_picture(store: RunStore, path: str) -> bytes:
+    """The bytes of a loose file, of a tar's member, or of a row of a Parquet file."""
+    key, _, inner = path.partition("#")
+    if not inner:
+        return store.storage.read_bytes(key)
+    with store.storage.open_read(key) as stream:
+        return _read_member(stream, inner) if key.endswith(".tar") else _read_row(pq.ParquetFile(stream), int(inner))
+
+
+def _read_member(stream: IO[bytes], name: str) -> bytes:
+    with tarfile.open(fileobj=stream) as tar:
+        member = tar.extractfile(name)
+        assert member is not None  # only regular files are packed
+        return member.read()
+
+
+def _read_row(file: pq.ParquetFile, row: int) -> bytes:
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if row < rows:
+            data: bytes = file.read_row_group(group, ["image"]).column(0)[row]["bytes"].as_py()
+            return data
+        row -= rows
+    raise IndexError(row)
 
 
 def _describe_failure(images: list[dict[str, Any]], failed: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class BatchSizer:
 
     @property
     def size(self) -> int:
-        """Rows for the next batch."""
+        """Rows for the next batch, at least one."""
         return self._size
 
     def record(self, rows: int, seconds: float, memory_share: float) -> None:
@@ -60,13 +60,11 @@ class BatchSizer:
         else:
             self._size = doubled
 
-    def shrink(self, failed: int) -> int:
-        """Remembers that `failed` rows did not fit, and gives the size to try now (0: not even one row fits)."""
-        self._size = min(self._size, failed // 2)
-        self.limit = max(self._size, 1)
+    def shrink(self, failed: int) -> bool:
+        """Remembers that `failed` rows did not fit; False when that was a single row, which cannot be halved."""
         self._settled = True
-        return self._size
-
-    def allow_one(self) -> None:
-        """Something freed memory: single rows may be tried again."""
-        self._size = max(self._size, 1)
+        if failed == 1:
+            self._size = self.limit = 1
+            return False
+        self._size = self.limit = min(self._size, failed // 2)
+        return True

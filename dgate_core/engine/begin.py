@@ -72,7 +72,8 @@ def plan_new_run(store: RunStore, manifest: Manifest, settings: RunSettings) -> 
     options = PlanOptions(ShardOptions(settings.rows_per_shard, lanes=count_lanes(settings)), strict=settings.strict)
     summary = plan_run(manifest, spec, finder, store.storage, options)
     models = describe_models(finder.found)
-    store.write_run(describe_run(manifest, spec, models, summary, started))
+    name = store.uri.rstrip("/").rpartition("/")[2]
+    store.write_run({"name": name, **describe_run(manifest, spec, models, summary, started)})
     return OpenedRun(store, is_new=True, summary=summary)
 
 

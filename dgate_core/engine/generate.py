@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dgate_core.engine.batches import BatchSizer
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from dgate_core.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "out_of_memory"
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""Of errors that are no OutOfMemoryError: the CPU's allocator, cuBLAS and cuDNN, Apple's MPS."""
 
 PlanRow = Mapping[str, Any]
 """A row of the plan, see PLAN_SCHEMA."""
@@ -43,9 +48,21 @@ class Batch:
     pictures: Pictures | None
     error: RowError | None
     batch_size: int
+    """Samples on the device, padding included."""
     attempts: int
-    started: float
-    warnings: Sequence[tuple[str, ...]] = field(default_factory=tuple)
+    """1 when the rows were made at the first try."""
+    prompt_seconds: float = 0.0
+    """Time of encoding prompts that were not known yet."""
+    warnings: Sequence[tuple[str, ...]] = ()
+    """Per row."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Rows that are still to be made."""
+
+    rows: Sequence[PlanRow]
+    attempts: int
 
 
 class Generator:
@@ -59,88 +76,116 @@ class Generator:
 
     def __init__(self, model: LoadedModel, spec: RunSpec, options: GenerateOptions) -> None:
         self.model, self.spec, self.options = model, spec, options
-        self.embeddings = EmbeddingCache(model, one_by_one=spec.determinism == "strict")
+        self.is_strict = spec.determinism == "strict"
+        self.embeddings = EmbeddingCache(model, one_by_one=self.is_strict)
         self._sizers: dict[BatchKey, BatchSizer] = {}
+        self._memory_notes: tuple[str, ...] = ()
 
     def find_sizer(self, key: BatchKey) -> BatchSizer:
         """What is known of this key's batch size."""
         if key not in self._sizers:
-            fixed = self.spec.strict_batch_size if self.spec.determinism == "strict" else self.options.batch_size
+            fixed = self.spec.strict_batch_size if self.is_strict else self.options.batch_size
             limit = fixed or self.options.largest_batch_size
             self._sizers[key] = BatchSizer(self.options.first_batch_size, limit, is_fixed=fixed is not None)
         return self._sizers[key]
 
     def generate(self, rows: Sequence[PlanRow], key: BatchKey) -> Iterator[Batch]:
-        """Batches in the order of the rows, each yielded as soon as it is on its way."""
-        position = 0
-        while position < len(rows):
-            taken = rows[position : position + self.find_sizer(key).size]
-            position += len(taken)
-            yield from self._make(taken, key, attempts=1)
+        """Batches in the order of the rows, each yielded as soon as it is on its way.
 
-    def _make(self, rows: Sequence[PlanRow], key: BatchKey, attempts: int) -> Iterator[Batch]:
-        import torch
+        Raises:
+            RuntimeError: the device is lost (a CUDA error), so that this process cannot go on.
+        """
+        waiting = [_Work(rows, attempts=1)] if rows else []
+        while waiting:
+            work = waiting.pop()
+            size = self.find_sizer(key).size
+            taken = work.rows[:size]
+            if len(work.rows) > size:
+                waiting.append(_Work(work.rows[size:], work.attempts))
+            made = self._try_forward(taken, key, work.attempts)
+            if isinstance(made, Batch):
+                yield made
+            elif parts := self._split(taken, key, made):
+                waiting.extend(_Work(part, work.attempts + 1) for part in reversed(parts))
+            else:
+                yield Batch(taken, None, made, len(taken), work.attempts)
 
-        started = time.perf_counter()
-        try:
-            yield self._forward(rows, key, attempts, started)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            logger.warning("out of memory with %d rows of %s: %s", len(rows), key.model, str(error).splitlines()[0])
-            parts = self._split_for_memory(rows, key)
-            yield from self._make_parts(parts, rows, key, attempts, RowError("out_of_memory", _first_line(error)))
-        except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
-            if "CUDA error" in str(error):
-                raise  # the device's context is gone: this process cannot go on
-            parts = _halve(rows)
-            yield from self._make_parts(parts, rows, key, attempts, RowError("generation_failed", _first_line(error)))
+    def _try_forward(self, rows: Sequence[PlanRow], key: BatchKey, attempts: int) -> Batch | RowError:
+        """The batch, or why it failed. The error itself is not kept: its traceback would hold the batch's tensors."""
+        with use_one_thread() if self.is_strict else nullcontext():
+            try:
+                return self._forward(rows, key, attempts)
+            except Exception as error:
+                return describe_failure(error)
 
-    def _make_parts(
-        self, parts: list[Sequence[PlanRow]], rows: Sequence[PlanRow], key: BatchKey, attempts: int, error: RowError
-    ) -> Iterator[Batch]:
-        """Tries again in parts; with no parts left the rows get the error."""
-        if not parts:
-            yield Batch(rows, None, error, len(rows), attempts, time.perf_counter())
-        for part in parts:
-            yield from self._make(part, key, attempts + 1)
-
-    def _split_for_memory(self, rows: Sequence[PlanRow], key: BatchKey) -> list[Sequence[PlanRow]]:
-        """Halves the batch; below one row asks the model to save memory; empty when nothing is left to try."""
-        if self.spec.determinism == "strict":
-            # The padded batch is part of what strict promises, so its size cannot give way.
-            return [rows] if self._save_memory() else []
-        size = self.find_sizer(key).shrink(len(rows))
-        if size == 0:
-            if not self._save_memory():
-                return []
-            self.find_sizer(key).allow_one()
-            return [rows]
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    def _split(self, rows: Sequence[PlanRow], key: BatchKey, failure: RowError) -> list[Sequence[PlanRow]]:
+        """What to try next: halves, or the same rows where memory was found; empty when nothing is left to try."""
+        if failure.row_code != OUT_OF_MEMORY:
+            middle = len(rows) // 2
+            return [rows[:middle], rows[middle:]] if middle else []
+        logger.warning("out of memory with %d rows of %s: %s", len(rows), key.model, failure.got)
+        free_cached_memory()
+        if self.is_strict:
+            return []  # the padded batch and its decoder are what strict promises: neither can give way
+        return [rows] if self.find_sizer(key).shrink(len(rows)) or self._save_memory() else []
 
     def _save_memory(self) -> bool:
         step = self.model.save_memory()
         if step is not None:
             logger.warning("memory: %s is on from here", step)
+            self._memory_notes += (f"memory: made with {step}",)
         return step is not None
 
-    def _forward(self, rows: Sequence[PlanRow], key: BatchKey, attempts: int, started: float) -> Batch:
+    def _forward(self, rows: Sequence[PlanRow], key: BatchKey, attempts: int) -> Batch:
         from dgate_core.models.families.contract import BatchRequest
 
         padded = list(rows)
-        if self.spec.determinism == "strict":
+        if self.is_strict:
             padded += [rows[0]] * (self.spec.strict_batch_size - len(rows))
+        started = time.perf_counter()
         prompts = self.embeddings.find_prompts([row["prompt"] for row in padded])
         negatives = self.embeddings.find_negatives([row["negative_prompt"] or "" for row in padded])
-        request = BatchRequest(key, tuple(row["seed"] for row in padded), prompts, negatives)
-        pictures = self.model.generate(request)
-        warnings = [each.warnings for each in prompts[: len(rows)]]
-        return Batch(rows, pictures, None, len(padded), attempts, started, warnings)
+        prompt_seconds = time.perf_counter() - started
+        pictures = self.model.generate(BatchRequest(key, tuple(row["seed"] for row in padded), prompts, negatives))
+        warnings = [(*each.warnings, *self._memory_notes) for each in prompts[: len(rows)]]
+        return Batch(rows, pictures, None, len(padded), attempts, prompt_seconds, warnings)
 
 
-def _halve(rows: Sequence[PlanRow]) -> list[Sequence[PlanRow]]:
-    middle = len(rows) // 2
-    return [rows[:middle], rows[middle:]] if middle else []
+def describe_failure(error: Exception) -> RowError:
+    """The row error that a failed batch would leave.
 
+    Raises:
+        Exception: the error itself, when the device is lost.
+    """
+    import torch
 
-def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, RowError):
+        return error
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in _MEMORY_SIGNS):
+        return RowError(OUT_OF_MEMORY, line, "", "give a smaller size, batch_size or strict_batch_size")
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
+        raise error
+    return RowError("generation_failed", line)
+
+
+def free_cached_memory() -> None:
+    """Gives the allocator's cached blocks back, so that a smaller batch finds room in one piece."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def use_one_thread() -> Iterator[None]:
+    """CPU kernels split their sums by the number of threads, so only one thread gives the same bytes everywhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -181,11 +181,9 @@ class Lane:
         generator.embeddings.forget_prompts()
         batches = generator.generate(rows, shard.batch_key)
         while not self.stop.is_set() and claim.is_valid():
-            started = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
-            writer.stages["generate"] += time.perf_counter() - started
             writer.submit(batch)
             self._note_written(writer, shard)
 
@@ -251,6 +249,11 @@ def load_model(name: str, device: str, spec: RunSpec, planned: dict[str, Any]) -
             f"weights hash {planned[name]['weights_hash'][:16]}…, got {checkpoint.weights_hash[:16]}…",
             "bring the old checkpoint back, or give another --out",
         )
+    if device == "cpu" and spec.determinism == "strict":
+        # How work is cut for threads decides the order of sums, so strict computes on one thread per lane.
+        import torch
+
+        torch.set_num_threads(1)
     logger.info("loading %s on %s in %s", name, device, spec.precision)
     return FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(device, spec.precision))
 

@@ -49,7 +49,8 @@ def json_to_error(line: str) -> DgateError:
 def main(arguments: list[str]) -> int:
     """Runs the lane; 0 when nothing is left to do, 130 when stopped, 3 when it was refused."""
     uri, options_json, parent = arguments
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("dgate_core").setLevel(logging.INFO)
     options, stop = options_from_dict(json.loads(options_json)), StopSignal()
     threading.Thread(target=_stop_with_parent, args=(int(parent), stop), daemon=True).start()
     try:

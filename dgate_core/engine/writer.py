@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import struct
 import threading
 import time
 from collections import defaultdict
@@ -124,10 +125,10 @@ class BatchWriter:
 
     def _write(self, batch: Batch, number: int) -> None:
         try:
-            files, outcomes = self._encode(batch)
+            files = self._encode(batch)
             with self._timed("write"):
-                paths = iter(self.sink.put(number, [file for file in files if file is not None]))
-                records = [self._make_record(batch, index, outcome, paths) for index, outcome in enumerate(outcomes)]
+                paths = iter(self.sink.put(number, [file for file in files if isinstance(file, PictureFile)]))
+                records = [self._make_record(batch, index, file, paths) for index, file in enumerate(files)]
                 table = pa.Table.from_pylist(records, ROWS_SCHEMA)
                 self.target.store.write_part(self.target.shard, self.target.token, number, table)
             failed = sum(record["status"] == "error" for record in records)
@@ -135,45 +136,48 @@ class BatchWriter:
         finally:
             self._room.release()
 
-    def _encode(self, batch: Batch) -> tuple[list[PictureFile | None], list[dict[str, Any]]]:
-        """Files (None for failed rows) and what is to be recorded of each row."""
+    def _encode(self, batch: Batch) -> list[PictureFile | RowError]:
+        """A file for each row, or why there is none."""
         if batch.pictures is None:
             assert batch.error is not None
-            return [None] * len(batch.rows), [_describe_error(batch.error) for _ in batch.rows]
+            return [batch.error] * len(batch.rows)
+        self._add("prompts", batch.prompt_seconds)
         with self._timed("wait_for_device"):
             batch.pictures.wait()
         for stage, seconds in batch.pictures.stages.read_seconds().items():
             self._add(stage, seconds)
         with self._timed("encode"):
-            files = list(self._files.map(lambda index: self._encode_row(batch, index), range(len(batch.rows))))
-        share = self._device_seconds(batch) / len(batch.rows)
-        return files, [_describe_file(file, share) for file in files]
+            return list(self._files.map(lambda index: self._encode_row(batch, index), range(len(batch.rows))))
 
-    def _encode_row(self, batch: Batch, index: int) -> PictureFile | None:
+    def _encode_row(self, batch: Batch, index: int) -> PictureFile | RowError:
         assert batch.pictures is not None
         if not bool(batch.pictures.finite[index]):
-            return None
+            return RowError("nan_picture", "the model gave NaN or infinity", "finite pixels", "try precision=float32")
         row = batch.rows[index]
-        data = encode_picture(batch.pictures.pixels[index].numpy(), self.spec.image, self.describe(row))
+        try:
+            data = encode_picture(batch.pictures.pixels[index].numpy(), self.spec.image, self.describe(row))
+        except (OSError, ValueError, struct.error) as error:
+            return RowError("encode_failed", f"{self.spec.image.format} cannot hold this row: {error}", "", "try png")
         return PictureFile(
             row["ordinal"], hashlib.sha256(data).hexdigest(), SUFFIXES[self.spec.image.format], data, row["prompt"]
         )
 
-    def _make_record(self, batch: Batch, index: int, outcome: dict[str, Any], paths: Iterator[str]) -> dict[str, Any]:
+    def _make_record(
+        self, batch: Batch, index: int, file: PictureFile | RowError, paths: Iterator[str]
+    ) -> dict[str, Any]:
         """A row of ROWS_SCHEMA; names that the plan does not know stay null."""
         row = batch.rows[index]
-        record = {name: row.get(name) for name in ROWS_SCHEMA.names}
-        warnings = [*(row.get("warnings") or ()), *(batch.warnings[index] if batch.warnings else ())]
-        record |= outcome | {
+        seconds = self._device_seconds(batch) / len(batch.rows) if batch.pictures is not None else None
+        return {
+            **{name: row.get(name) for name in ROWS_SCHEMA.names},
+            **(_describe_error(file) if isinstance(file, RowError) else _describe_file(file, next(paths))),
+            "seconds": seconds,
             "batch_size": batch.batch_size,
             "attempts": batch.attempts,
             "lane": self.target.lane,
             "backend": self.target.backend,
-            "warnings": warnings,
+            "warnings": [*(row.get("warnings") or ()), *(batch.warnings[index] if batch.warnings else ())],
         }
-        if record["status"] == "ok":
-            record["path"] = next(paths)
-        return record
 
     @staticmethod
     def _device_seconds(batch: Batch) -> float:
@@ -200,11 +204,8 @@ class _Timer:
         self.add(time.perf_counter() - self.started)
 
 
-def _describe_file(file: PictureFile | None, seconds: float) -> dict[str, Any]:
-    if file is None:
-        error = RowError("nan_picture", "the decoder gave NaN or infinity", "finite pixels", "try precision=float32")
-        return {**_describe_error(error), "seconds": seconds}
-    return {"status": "ok", "error_code": None, "error_message": None, "sha256": file.sha256, "seconds": seconds}
+def _describe_file(file: PictureFile, path: str) -> dict[str, Any]:
+    return {"status": "ok", "error_code": None, "error_message": None, "path": path, "sha256": file.sha256}
 
 
 def _describe_error(error: RowError) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def describe_outcome(outcome: Mapping[str, Any]) -> str:
     ]
     if outcome["pictures_per_second"]:
         parts.append(f"{format_rate(outcome['pictures_per_second'])} pictures/s")
-    stages = [f"{name.replace('_', ' ')} {format_duration(seconds)}" for name, seconds in outcome["seconds"].items()]
+    spent = {name.replace("_", " "): seconds for name, seconds in outcome["seconds"].items() if seconds >= 0.001}
+    stages = [f"{name} {format_duration(seconds)}" for name, seconds in spent.items()]
     return ", ".join(parts) + (f" ({', '.join(stages)})" if stages else "")
 
 

@@ -117,12 +117,6 @@ def test_strict_gives_the_same_bytes_in_any_batch(sd: str) -> None:
         parts = [make_pixels(generator, rows[start : start + size], key) for start in range(0, 16, size)]
         assert np.array_equal(np.concatenate(parts), whole), f"in groups of {size}"
     assert np.array_equal(make_pixels(generator, rows[::-1], key)[::-1], whole), "backwards"
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert np.array_equal(make_pixels(generator, rows, key), whole), "on one thread"
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("precision", "largest", "mean"), [("float32", 2, 1.0), ("bfloat16", 255, 1.0)])
@@ -214,15 +208,16 @@ def test_a_picture_of_nan_is_marked(sd: str) -> None:
 
 
 def test_each_prompt_is_encoded_once(sd: str) -> None:
-    model, rows = load(sd), make_rows(12)
+    model, rows, encoded = load(sd), make_rows(12), []
+    model.pipeline.text_encoder.register_forward_hook(lambda _, __, output: encoded.append(len(output[0])))
     for number, row in enumerate(rows):
         row["prompt"] = f"boat {number % 3}"
     generator = Generator(model, RunSpec(), GenerateOptions(batch_size=4))
     make_pixels(generator, rows, make_key(sd))
-    assert generator.embeddings.encoded == 3 + 1, "three prompts and the empty negative one"
+    assert sum(encoded) == 3 + 1, "three prompts and the empty negative one"
     generator.embeddings.forget_prompts()
     make_pixels(generator, rows, make_key(sd))
-    assert generator.embeddings.encoded == 3 + 1 + 3, "the negative one is kept for the run"
+    assert sum(encoded) == 3 + 1 + 3, "the negative one is kept for the run"
 
 
 def test_a_long_prompt_is_a_warning(sd: str) -> None:

@@ -24,10 +24,10 @@ from tests.run_lab import (
     write_manifest,
 )
 
-ROWS, BATCH = 64, 4
+ROWS, BATCH = 40, 4
 
 
-def give_order(checkpoint: str, folder: Path, lanes: int, steps: int = 20) -> Order:
+def give_order(checkpoint: str, folder: Path, lanes: int, steps: int = 10) -> Order:
     manifest = write_manifest(folder / "m.jsonl", list_prompts(ROWS, num_inference_steps=steps))
     settings = {"model": checkpoint, "precision": "float32", "lanes": lanes, "rows_per_shard": 8, "batch_size": BATCH}
     return Order(str(folder / "run"), manifest, settings, batch_log=str(folder / "batches"))

@@ -33,6 +33,10 @@ class PromptEmbedding:
     pooled: torch.Tensor | None
     warnings: tuple[str, ...] = ()
 
+    def count_bytes(self) -> int:
+        """Memory that it holds on the device."""
+        return self.hidden.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:

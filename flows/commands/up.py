@@ -69,7 +69,9 @@ def command(port: int, home: str | None, workers: int | None) -> None:
     """Starts a local Prefect server, its pools, the deployments, and one worker per GPU; Ctrl-C stops all of it."""
     place, workers = Place(port, home), workers or max(1, len(list_gpus()))
     os.environ.update(place.environment())
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Set also for SIGINT: a shell that starts this in the background lets it be ignored.
+        signal.signal(number, _interrupt)
     with run_server(place) as server:
         make_pools(workers)
         deploy()

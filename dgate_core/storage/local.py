@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -100,7 +101,7 @@ class LocalStorage:
         files = [self.root / info.key for info in self.list_objects(f"{folder}/" if folder else "")]
         # Many at once, for a journal commits those that wait together in one go.
         with os_errors(self.root / folder), ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            list(pool.map(sync_path, [*files, *{file.parent for file in files}]))
+            list(pool.map(_sync_if_present, [*files, *{file.parent for file in files}]))
 
     def remove_leftovers(self, prefix: str = "", older_than_seconds: float = 86_400.0) -> int:
         folder = check_prefix(prefix).removesuffix("/")
@@ -120,6 +121,12 @@ class LocalStorage:
 
     def local_path(self, key: str) -> Path:
         return self.root / check_key(key)
+
+
+def _sync_if_present(path: Path) -> None:
+    """Another process may delete a file between the listing and this."""
+    with suppress(FileNotFoundError):
+        sync_path(path)
 
 
 def _walk_folder(folder: Path, base: str, start: str) -> Iterator[tuple[os.DirEntry[str], str]]:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -169,3 +170,24 @@ def test_storage_imports_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
+
+
+def test_sync_while_others_delete(tmp_path: Path) -> None:
+    """A lane that was given up syncs its shard while the one that took over gives its claim back."""
+    storage, done = open_storage(tmp_path), threading.Event()
+
+    def write_and_delete() -> None:
+        while not done.is_set():
+            storage.write_bytes("shards/0/_claim-0001", b"x", durable=False)
+            storage.delete("shards/0/_claim-0001")
+
+    thread = threading.Thread(target=write_and_delete)
+    thread.start()
+    try:
+        for _ in range(200):
+            storage.sync("shards/0/")
+    finally:
+        done.set()
+        thread.join()
+    storage.write_bytes("shards/0/_COMMIT", b"x")
+    storage.sync("shards/0/")

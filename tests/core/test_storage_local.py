@@ -191,3 +191,4 @@ def test_sync_while_others_delete(tmp_path: Path) -> None:
         thread.join()
     storage.write_bytes("shards/0/_COMMIT", b"x")
     storage.sync("shards/0/")
+    assert [item.key for item in storage.list_objects("shards/")] == ["shards/0/_COMMIT"]

@@ -30,9 +30,9 @@ def make_tokenizer(folder: Path, limit: int = 77) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=limit)
 
 
-def make_text_config(projection: int = WIDTH) -> CLIPTextConfig:
+def make_text_config(projection: int = WIDTH, width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=37,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -56,28 +56,33 @@ def make_vae(**config: Any) -> AutoencoderKL:
     )
 
 
-def make_unet(**config: Any) -> UNet2DConditionModel:
+def make_unet(attends: tuple[bool, bool] = (False, True), **config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         block_out_channels=(16, 32),
         layers_per_block=1,
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
         norm_num_groups=8,
         **config,
     )
 
 
-def make_sd(folder: Path, seed: int = 0) -> Path:
-    """A Stable Diffusion 1.x pipeline folder, 32 x 32 px, about 0.1 M parameters."""
+def make_sd(folder: Path, seed: int = 0, width: int = WIDTH, attends: tuple[bool, bool] = (False, True)) -> Path:
+    """A Stable Diffusion 1.x pipeline folder, 32 x 32 px, about 0.1 M parameters.
+
+    Args:
+        width: Of the text encoder.
+        attends: Levels of the UNet that look at the text.
+    """
     torch.manual_seed(seed)
     pipeline = StableDiffusionPipeline(
         vae=make_vae(),
-        text_encoder=CLIPTextModel(make_text_config()),
+        text_encoder=CLIPTextModel(make_text_config(width=width)),
         tokenizer=make_tokenizer(folder / "words"),
-        unet=make_unet(cross_attention_dim=WIDTH, attention_head_dim=2),
+        unet=make_unet(attends, cross_attention_dim=width, attention_head_dim=2),
         scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
         safety_checker=None,
         feature_extractor=None,

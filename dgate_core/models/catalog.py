@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from dgate_core.errors import ModelError
+from dgate_core.models.checkpoint_folder import PICKLE_SUFFIXES, inspect_folder
 from dgate_core.models.hashing import hash_weights
-from dgate_core.models.spec import PIPELINE_FAMILIES, CheckpointSpec, LocalCheckpoint
+from dgate_core.models.hub import CONFIG_PATTERNS, download_snapshot, find_in_cache, list_patterns
+from dgate_core.models.single_file import recognise_single_file
+from dgate_core.models.spec import PIPELINE_FAMILIES, PIPELINE_GUIDANCE, CheckpointSpec, LocalCheckpoint
 from dgate_core.registry import explain_unknown
 
-STARTER_FOLDER = Path(__file__).parent / "starter"
-PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
+logger = logging.getLogger(__name__)
+
+STARTER_FOLDER = Path(__file__).resolve().parent / "starter"
+HUB_SCHEME = "hf://"
 
 CATALOG: Mapping[str, CheckpointSpec] = {
     spec.name: spec
@@ -58,24 +62,25 @@ CATALOG: Mapping[str, CheckpointSpec] = {
 
 
 def find_checkpoint(name: str) -> LocalCheckpoint:
-    """Finds a checkpoint by catalogue name, folder, or `.safetensors` file, and checks that it is whole and safe.
+    """Finds a checkpoint and checks that it is whole and safe.
+
+    Args:
+        name: A name of the catalogue, a diffusers folder, a `.safetensors` file, or `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
         ModelError: unknown, incomplete, a pickle, or a pipeline class of no known family.
     """
-    return _find_checkpoint(name)
+    if name in CATALOG:
+        return _open(CATALOG[name])
+    checkpoint = _open(_read_name(name))
+    guidance_scale = PIPELINE_GUIDANCE[checkpoint.pipeline_class]
+    return replace(checkpoint, spec=replace(checkpoint.spec, guidance_scale=guidance_scale))
 
 
-@cache
-def _find_checkpoint(name: str) -> LocalCheckpoint:
-    spec = CATALOG.get(name) or _spec_of_path(name)
-    path = Path(spec.source)
-    if not path.exists():
-        path = _fetch_from_hub(spec)
-    return inspect_file(spec, path) if path.is_file() else inspect_folder(spec, path)
-
-
-def _spec_of_path(name: str) -> CheckpointSpec:
+def _read_name(name: str) -> CheckpointSpec:
+    if name.startswith(HUB_SCHEME):
+        source, _, revision = name.removeprefix(HUB_SCHEME).partition("@")
+        return CheckpointSpec(name, source, revision or None)
     path = Path(name).expanduser()
     if path.suffix in PICKLE_SUFFIXES:
         raise ModelError(
@@ -84,106 +89,50 @@ def _spec_of_path(name: str) -> CheckpointSpec:
             "convert it on a machine where you trust it: "
             "StableDiffusionPipeline.from_single_file(...).save_pretrained(FOLDER, safe_serialization=True)",
         )
-    if not path.exists():
-        raise explain_unknown("model", name, CATALOG, ModelError)
-    return CheckpointSpec(name, str(path.resolve()))
-
-
-def _fetch_from_hub(spec: CheckpointSpec) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.txt", "*.model", f"*.{spec.variant}.safetensors" if spec.variant else "*.safetensors"]
-    try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    if path.exists():
+        return CheckpointSpec(name, str(path.resolve()))
+    if "/" in name or path.suffix:
         raise ModelError(
-            f"the checkpoint {spec.name!r} is not on this machine and the hub gave {type(error).__name__}",
-            f"{spec.source} in the hub's cache, or a network that reaches the hub",
-            "give --model FOLDER with a local diffusers folder, or `starter-unet`, which ships with D-Gate",
-        ) from error
-
-
-def inspect_folder(spec: CheckpointSpec, folder: Path) -> LocalCheckpoint:
-    """Reads model_index.json and the parts' configs, never the weights' values."""
-    index = read_json(folder / "model_index.json")
-    pipeline_class = str(index.get("_class_name"))
-    if pipeline_class not in PIPELINE_FAMILIES:
-        raise explain_unknown("pipeline class", pipeline_class, PIPELINE_FAMILIES, ModelError)
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    _check_parts(folder, parts)
-    vae = read_json(folder / "vae" / "config.json")
-    unet = read_json(folder / "unet" / "config.json")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    defaults = {} if spec.name in CATALOG else {"guidance_scale": 5.0 if "XL" in pipeline_class else 7.5}
-    return LocalCheckpoint(
-        spec=replace(spec, **defaults),  # type: ignore[arg-type]
-        folder=str(folder),
-        family=PIPELINE_FAMILIES[pipeline_class],
-        weights_hash=hash_weights(folder),
-        native_size=int(unet["sample_size"]) * scale,
-        pipeline_class=pipeline_class,
-    )
-
-
-def inspect_file(spec: CheckpointSpec, path: Path) -> LocalCheckpoint:
-    """A single `.safetensors` checkpoint; its architecture is told from its tensors' names and shapes."""
-    from dgate_core.models.single_file import recognise_single_file
-
-    kind = recognise_single_file(path)
-    return LocalCheckpoint(spec, str(path), "unet", hash_weights(path), kind.native_size, kind.pipeline_class)
-
-
-def _check_parts(folder: Path, parts: list[str]) -> None:
-    """Every part has its config, and every part with weights has them as safetensors."""
-    for part in parts:
-        if part in {"safety_checker", "feature_extractor", "image_encoder"}:
-            continue
-        files = list((folder / part).glob("*")) if (folder / part).is_dir() else []
-        if not files:
-            raise ModelError(
-                f"{folder} is incomplete: its model_index.json names {part!r}, and the folder {part}/ is not there",
-                "a whole diffusers folder",
-                "download or copy it again",
-            )
-        pickles = [file.name for file in files if file.suffix in PICKLE_SUFFIXES]
-        if pickles and not any(file.suffix == ".safetensors" for file in files):
-            raise ModelError(
-                f"{folder}/{part} holds its weights as a pickle ({pickles[0]}), and opening one can run any code",
-                "safetensors",
-                "save it again with safe_serialization=True on a machine where you trust it",
-            )
-        _check_weights(folder / part, {file.name for file in files})
-
-
-def _check_weights(folder: Path, names: set[str]) -> None:
-    has_weights = any(name.endswith(".safetensors") for name in names)
-    is_model = "config.json" in names
-    if is_model and not has_weights:
-        raise ModelError(
-            f"{folder} holds a config and no weights", "a .safetensors file beside it", "download or copy it again"
-        )
-    for index_file in folder.glob("*.safetensors.index.json"):
-        missing = set(read_json(index_file)["weight_map"].values()) - names
-        if missing:
-            raise ModelError(
-                f"{folder} lacks {', '.join(sorted(missing))}", f"every file of {index_file.name}", "download it again"
-            )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint.
-
-    Raises:
-        ModelError: missing or broken.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{path} is not there",
-            "a diffusers folder (model_index.json and one folder for each part)",
+            f"there is no {name}",
+            f"a diffusers folder, a .safetensors file, {HUB_SCHEME}OWNER/NAME, or one of {', '.join(CATALOG)}",
             "check the path",
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {error}", "a file written by diffusers", "copy it again") from error
+        )
+    raise explain_unknown("model", name, CATALOG, ModelError)
+
+
+def _open(spec: CheckpointSpec) -> LocalCheckpoint:
+    path = Path(spec.source)
+    if not path.is_absolute():
+        return _open_from_hub(spec)
+    return _open_single_file(spec, path) if path.is_file() else inspect_folder(spec, path)
+
+
+def _open_from_hub(spec: CheckpointSpec) -> LocalCheckpoint:
+    """A whole copy in the hub's cache is taken without asking the network."""
+    cached = find_in_cache(spec)
+    if cached is not None:
+        try:
+            return inspect_folder(spec, cached)
+        except ModelError as error:
+            logger.info("the cached copy of %s is not whole: %s", spec.name, error.got)
+    return inspect_folder(spec, download_snapshot(spec, list_patterns(spec)))
+
+
+def _open_single_file(spec: CheckpointSpec, path: Path) -> LocalCheckpoint:
+    """A file has no configs: they come from the folder of its name beside it, else from the model it descends from."""
+    kind = recognise_single_file(path)
+    beside, hashes = path.with_suffix(""), [hash_weights(path)]
+    if beside.is_dir():
+        configs = beside
+        hashes.append(hash_weights(beside))
+    else:
+        configs = download_snapshot(CATALOG[kind.ancestor], CONFIG_PATTERNS)
+    return LocalCheckpoint(
+        spec=spec,
+        folder=str(path),
+        family=PIPELINE_FAMILIES[kind.pipeline_class],
+        weights_hash=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        native_size=kind.native_size,
+        pipeline_class=kind.pipeline_class,
+        config_folder=str(configs),
+    )

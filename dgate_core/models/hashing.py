@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 import tempfile
 from pathlib import Path
 
-from dgate_core.errors import ModelError
+logger = logging.getLogger(__name__)
 
 HASHED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
+SHA256_DIGITS = 64
 
 
 def hash_weights(path: Path) -> str:
@@ -33,27 +34,24 @@ def _hash_file(path: Path) -> str:
     if stat.st_size < 1 << 20:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
-    note = find_cache_folder() / "hashes" / f"{key}.json"
-    if note.exists():
-        return str(json.loads(note.read_text())["sha256"])
+    note = find_cache_folder() / "hashes" / key
+    if note.exists() and len(known := note.read_text()) == SHA256_DIGITS:
+        return known
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    _write_note(note, {"sha256": found, "file": str(path)})
+    _write_note(note, found)
     return found
 
 
-def _write_note(note: Path, fields: dict[str, str]) -> None:
+def _write_note(note: Path, text: str) -> None:
+    """A cache that cannot be written costs time and nothing else, so that is no error."""
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as stream:
-            json.dump(fields, stream)
+            stream.write(text)
         Path(stream.name).replace(note)
     except OSError as error:
-        raise ModelError(
-            f"the cache folder {note.parent} cannot be written: {error.strerror}",
-            "a writable folder",
-            "set DGATE_CACHE to one",
-        ) from error
+        logger.warning("%s cannot be written (%s): weights are hashed anew each time", note.parent, error.strerror)
 
 
 def find_cache_folder() -> Path:

@@ -19,6 +19,12 @@ PIPELINE_FAMILIES: Mapping[str, str] = {
 }
 """`_class_name` of a diffusers model_index.json → the family that runs it."""
 
+PIPELINE_GUIDANCE: Mapping[str, float] = {
+    "StableDiffusionPipeline": 7.5,
+    "StableDiffusionXLPipeline": 5.0,
+}
+"""Default guidance of a checkpoint that the catalogue does not list: the pipeline's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSpec:
@@ -92,3 +98,5 @@ class LocalCheckpoint:
     """Side in pixels that it was trained at."""
     pipeline_class: str
     """`_class_name` of its model_index.json."""
+    config_folder: str | None = None
+    """Of a single file: the diffusers folder whose configs say how to read it."""

@@ -12,7 +12,6 @@ import pytest
 from dgate_core.engine.begin import open_run
 from dgate_core.engine.local import hold_run
 from dgate_core.errors import RunError, RunMismatchError, StorageError
-from dgate_core.models import catalog
 from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
@@ -73,12 +72,10 @@ def test_another_checkpoint_under_the_same_name(checkpoint: str, tmp_path: Path)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    catalog._find_checkpoint.cache_clear()
     with pytest.raises(RunMismatchError) as refused:
         open_run([manifest], out, settings)
     assert f"models.{model}: there " in str(refused.value)
     shutil.rmtree(model)
-    catalog._find_checkpoint.cache_clear()
     with pytest.raises(RunMismatchError, match="not to be had"):
         open_run([manifest], out, settings)
 

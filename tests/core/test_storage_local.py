@@ -177,14 +177,16 @@ def test_sync_while_others_delete(tmp_path: Path) -> None:
     storage, done = open_storage(tmp_path), threading.Event()
 
     def write_and_delete() -> None:
+        keys = [f"shards/0/_claim-{number:04d}" for number in range(40)]
         while not done.is_set():
-            storage.write_bytes("shards/0/_claim-0001", b"x", durable=False)
-            storage.delete("shards/0/_claim-0001")
+            for key in keys:
+                storage.write_bytes(key, b"x", durable=False)
+            storage.delete_many(keys)
 
     thread = threading.Thread(target=write_and_delete)
     thread.start()
     try:
-        for _ in range(200):
+        for _ in range(40):
             storage.sync("shards/0/")
     finally:
         done.set()

@@ -15,14 +15,18 @@ import diffusers
 import torch
 import transformers
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
 
 from dgate_core.errors import ModelError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import BatchRequest, LoadOptions, Pictures, PromptEmbedding
 from dgate_core.models.families.stages import StageClock
 from dgate_core.models.families.text import PromptEncoder
+from dgate_core.models.single_file import read_header
 from dgate_core.models.spec import DEFAULT_SCHEDULER, SCHEDULERS, LocalCheckpoint
 
+_OLD_PREFIX = "text_model."
+"""Stands before a text encoder's tensors in older files and not in newer ones."""
 # Above this many pixels the decoder's activations, not the UNet's, set the peak of memory.
 DECODE_PIXELS_AT_ONCE = 8 * 1024 * 1024
 
@@ -37,6 +41,7 @@ class UNetFamily:
             ModelError: the weights do not fit the configs, or the UNet wants an embedded guidance scale.
         """
         pipeline = load_pipeline(checkpoint, getattr(torch, options.precision))
+        check_weights_are_whole(pipeline, checkpoint)
         if pipeline.unet.config.get("time_cond_proj_dim") is not None:
             raise ModelError(
                 f"{checkpoint.spec.name} is a guidance-distilled UNet (time_cond_proj_dim is set)",
@@ -64,21 +69,49 @@ def load_pipeline(checkpoint: LocalCheckpoint, dtype: torch.dtype) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         if source.is_file():
-            return pipeline_class.from_single_file(str(source), torch_dtype=dtype, local_files_only=True, **arguments)
+            return pipeline_class.from_single_file(
+                str(source), config=checkpoint.config_folder, dtype=dtype, local_files_only=True, **arguments
+            )
         return pipeline_class.from_pretrained(
             str(source),
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             variant=find_variant(source),
             local_files_only=True,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(
-            f"{source} does not load as {checkpoint.pipeline_class}: {str(error).splitlines()[0]}",
+            f"{source} does not load as {checkpoint.pipeline_class}: {' '.join(str(error).split())[:300]}",
             "weights that fit their configs",
-            "download or copy it again; a single file also needs its configs in the hub's cache",
+            "download or copy it again",
         ) from error
+
+
+def check_weights_are_whole(pipeline: Any, checkpoint: LocalCheckpoint) -> None:
+    """The libraries fill what a file lacks with random numbers and a log line; here that is an error.
+
+    Raises:
+        ModelError: names the first tensor that is missing.
+    """
+    for part, module in pipeline.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        missing = [name for name, value in module.named_parameters() if value.is_meta]
+        stored = {
+            name.removeprefix(_OLD_PREFIX)
+            for file in (Path(checkpoint.folder) / part).glob("*.safetensors")
+            for name in read_header(file)
+        }
+        if stored and isinstance(module, transformers.PreTrainedModel):
+            wanted = (name for name, _ in module.named_parameters())
+            missing += [name for name in wanted if name.removeprefix(_OLD_PREFIX) not in stored]
+        if missing:
+            raise ModelError(
+                f"{checkpoint.folder}: the weights of {part} lack {missing[0]} ({len(missing)} tensors in all)",
+                "every tensor of the config",
+                "download or copy it again",
+            )
 
 
 def find_variant(folder: Path) -> str | None:

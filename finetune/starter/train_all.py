@@ -1,4 +1,4 @@
-"""Renders, trains judge, autoencoder, CLIP and UNet side by side within one budget, and evaluates.
+"""Renders, trains judge, autoencoder, text encoder, CLIP and UNet within one budget, and evaluates.
 
 `python -m finetune.starter.train_all --profile gpu --out DIR --seconds 540`; each part is a command of its own.
 """
@@ -20,8 +20,8 @@ from finetune.starter.pack import MODELS, pack_models
 from finetune.starter.profiles import PROFILES, Profile
 from finetune.starter.store import start_renderer
 
-PARTS: Final = ("judge", "vae", "clip", "unet")
-NEEDS: Final = {"unet": ("vae",), "evaluate": ("vae", "judge", "unet")}
+PARTS: Final = ("judge", "vae", "text", "clip", "unet")
+NEEDS: Final = {"unet": ("vae", "text"), "evaluate": ("vae", "judge", "unet")}
 _PACK_SECONDS: Final = 60.0
 
 
@@ -74,7 +74,10 @@ class Session:
 
 
 def run_session(given: argparse.Namespace, profile: Profile, session: Session) -> None:
-    """Starts everything at once (a part waits for what it needs) and packs what there is every minute."""
+    """Starts everything at once (a part waits for what it needs) and packs what there is every minute.
+
+    The UNet starts from the text encoder that has learned to parse, unless it goes on from --init.
+    """
     renderer = start_renderer(given.out / "data", profile, given.seed)
     prepare_folder(given)
     for name in given.parts:
@@ -82,6 +85,8 @@ def run_session(given: argparse.Namespace, profile: Profile, session: Session) -
         deadline = session.started + rates.share * given.seconds
         common = ["--profile", profile.name, "--out", str(given.out), "--seed", str(given.seed)]
         extras = [*(["--resume"] if given.resume else []), *(["--init", str(given.init)] if given.init else [])]
+        if name == "unet" and given.init is None:
+            extras += ["--init-text", str(given.out / "text" / "model.safetensors")]
         session.start(name, [*common, "--deadline", str(deadline), *extras, *_device(given)])
     sizes = ["--fresh", str(profile.fresh_scenes), "--generated", str(profile.generated)]
     session.start("evaluate", ["--models", str(given.out), *sizes, "--await-part", *NEEDS["evaluate"], *_device(given)])

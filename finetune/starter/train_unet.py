@@ -24,6 +24,7 @@ from finetune.starter.networks import (
     save_half_diffusers,
 )
 from finetune.starter.parts import PartOptions, await_part, compile_networks, mark_part, parse_part, replace_folder
+from finetune.starter.positions import PositionProbe
 from finetune.starter.scenes import starter_vocabulary
 from finetune.starter.store import pictures_to_pixels
 from finetune.starter.train_vae import encode_pixels
@@ -32,6 +33,7 @@ from finetune.starter.words import CONTEXT_LENGTH
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 2.0
 _OBJECT_TIME = 250
+_POSITION_WEIGHT = 0.3
 _ENCODE_BATCH = 500
 
 
@@ -45,12 +47,15 @@ class UnetRecipe:
         self.vocabulary = starter_vocabulary()
         self.unet = build_unet(widths).to(device, memory_format=torch.channels_last)
         self.text = build_text_encoder(widths, self.vocabulary).to(device)
-        self.network = nn.ModuleDict({"unet": self.unet, "text": self.text})
+        self.probe = PositionProbe(self.unet).to(device)
+        self.network = nn.ModuleDict({"unet": self.unet, "text": self.text, "probe": self.probe})
         if device.type == "cpu":
             # The backward pass of PyTorch's fused attention takes two thirds of a step on a CPU.
             self.unet.set_attn_processor(AttnProcessor())
             self.text.set_attn_implementation("eager")
         if options.init_text is not None:
+            if options.init_text.is_relative_to(options.out):
+                await_part(options.out, "text")
             load_weights(self.text, options.init_text)
         if options.init is not None:
             folder = options.init / "starter-unet"
@@ -117,9 +122,10 @@ class UnetRecipe:
         with torch.autocast(device.type, torch.bfloat16):
             told = self.text(input_ids=tokens.long()).last_hidden_state
             seen = self.unet(noisy, times, encoder_hidden_states=told, return_dict=False)[0]
+            lost = self.probe.compute_loss()
         errors = (seen.float() - (signal * noise - spread * latents)).square()
         weights = 1 + _OBJECT_WEIGHT * masks * (times < _OBJECT_TIME).view(-1, 1, 1, 1)
-        return (errors * weights).mean()
+        return (errors * weights).mean() + _POSITION_WEIGHT * lost
 
     def refresh(self) -> None:
         """Encodes newly rendered scenes."""

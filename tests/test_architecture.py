@@ -24,7 +24,7 @@ TOP_LEVEL = {
 COMMAND_LINE = ("flows/cli", "flows/commands")
 LAYERS = [
     {"errors"},
-    {"registry", "storage", "config"},
+    {"registry", "storage", "config", "data_files"},
     {"manifest", "runs", "tracking", "postcards"},
     {"models"},
     {"backends", "quant", "adapters", "video"},

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from dgate_core.errors import UsageError
+from dgate_core.data_files import find_data_file
 from flows.commands.outcome import find_exit_code, print_outcome
 from flows.commands.settings import gather_settings
 
-MANIFEST = Path(__file__).resolve().parents[2] / "datasets" / "manifests" / "demo.jsonl"
+MANIFEST = "manifests/demo.jsonl"
 
 
 @click.command("demo")
@@ -23,11 +23,10 @@ def command(out: str | None, **options: Any) -> int:
     """Makes 64 postcards from the shipped manifest, and a gallery; a demo that was cut off goes on."""
     from flows.commands.generate import generate
 
-    if not MANIFEST.exists():
-        raise UsageError(f"no demo manifest at {MANIFEST}", "a checkout of the project", "use `dgate generate` instead")
+    manifest = find_data_file(MANIFEST)
     out = out or find_demo_folder(Path("runs"))
     click.echo(f"64 postcards into {out}", err=True)
-    outcome = generate([str(MANIFEST)], out, "local", gather_settings(options))
+    outcome = generate([str(manifest)], out, "local", gather_settings(options))
     print_outcome(outcome)
     return find_exit_code(outcome)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import psutil
 
+from dgate_core.data_files import find_root
 from dgate_core.errors import RunError
 from dgate_core.models.devices import list_gpus
 
@@ -136,7 +137,7 @@ def deploy() -> None:
         RunError: Prefect refuses.
     """
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}")
 

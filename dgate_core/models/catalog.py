@@ -13,7 +13,7 @@ from dgate_core.models.checkpoint_folder import PICKLE_SUFFIXES, inspect_folder
 from dgate_core.models.hashing import hash_weights
 from dgate_core.models.hub import CONFIG_PATTERNS, download_snapshot, find_in_cache, list_patterns
 from dgate_core.models.single_file import recognise_single_file
-from dgate_core.models.spec import PIPELINE_FAMILIES, PIPELINE_GUIDANCE, CheckpointSpec, LocalCheckpoint
+from dgate_core.models.spec import PIPELINES, CheckpointSpec, LocalCheckpoint
 from dgate_core.registry import explain_unknown
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,16 @@ CATALOG: Mapping[str, CheckpointSpec] = {
             guidance_scale=3.0,
             licence="Apache-2.0",
             step_gflops=1.5,
+        ),
+        CheckpointSpec(
+            "starter-dit",
+            str(STARTER_FOLDER / "starter-dit"),
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            # Its third encoder says nothing, and two tokens of it are the fewest.
+            max_sequence_length=2,
+            licence="Apache-2.0",
+            step_gflops=0.5,
         ),
         CheckpointSpec(
             "sd15",
@@ -57,6 +67,88 @@ CATALOG: Mapping[str, CheckpointSpec] = {
             licence="CreativeML Open RAIL++-M",
             step_gflops=6761.0,
         ),
+        CheckpointSpec(
+            "sd3-medium",
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            revision="ea42f8cef0f178587cf766dc8129abd379c90671",
+            num_inference_steps=28,
+            guidance_scale=7.0,
+            size_multiple=16,
+            size_range=(0.5, 1.5),
+            licence="Stability AI Community License (gated)",
+            step_gflops=8904.0,
+        ),
+        CheckpointSpec(
+            "sd35-medium",
+            "stabilityai/stable-diffusion-3.5-medium",
+            revision="b940f670f0eda2d07fbb75229e779da1ad11eb80",
+            num_inference_steps=40,
+            guidance_scale=4.5,
+            size_multiple=16,
+            licence="Stability AI Community License (gated)",
+            step_gflops=11250.0,
+        ),
+        CheckpointSpec(
+            "sd35-large",
+            "stabilityai/stable-diffusion-3.5-large",
+            revision="ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
+            num_inference_steps=28,
+            guidance_scale=3.5,
+            size_multiple=16,
+            size_range=(0.5, 1.5),
+            licence="Stability AI Community License (gated)",
+            step_gflops=31121.0,
+        ),
+        CheckpointSpec(
+            "flux-dev",
+            "black-forest-labs/FLUX.1-dev",
+            revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+            num_inference_steps=28,
+            guidance_scale=3.5,
+            size_multiple=16,
+            licence="FLUX.1 [dev] Non-Commercial License (gated)",
+            step_gflops=74385.0,
+        ),
+        CheckpointSpec(
+            "flux-schnell",
+            "black-forest-labs/FLUX.1-schnell",
+            revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+            num_inference_steps=4,
+            guidance_scale=0.0,
+            size_multiple=16,
+            max_sequence_length=256,
+            licence="Apache-2.0 (gated)",
+            step_gflops=69467.0,
+        ),
+        CheckpointSpec(
+            "pixart-sigma",
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+            revision="e102b3591cc82e97071b8b4cb90d834d0c487207",
+            num_inference_steps=20,
+            guidance_scale=4.5,
+            size_multiple=16,
+            licence="OpenRAIL++",
+            step_gflops=6634.0,
+        ),
+        CheckpointSpec(
+            "qwen-image",
+            "Qwen/Qwen-Image",
+            revision="75e0b4be04f60ec59a75f475837eced720f823b6",
+            guidance_scale=4.0,
+            size_multiple=16,
+            licence="Apache-2.0",
+            step_gflops=190_000.0,
+        ),
+        CheckpointSpec(
+            "z-image-turbo",
+            "Tongyi-MAI/Z-Image-Turbo",
+            revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
+            num_inference_steps=9,
+            guidance_scale=0.0,
+            size_multiple=16,
+            licence="Apache-2.0",
+            step_gflops=55_000.0,
+        ),
     )
 }
 
@@ -73,8 +165,9 @@ def find_checkpoint(name: str) -> LocalCheckpoint:
     if name in CATALOG:
         return _open(CATALOG[name])
     checkpoint = _open(_read_name(name))
-    guidance_scale = PIPELINE_GUIDANCE[checkpoint.pipeline_class]
-    return replace(checkpoint, spec=replace(checkpoint.spec, guidance_scale=guidance_scale))
+    pipeline = PIPELINES[checkpoint.pipeline_class]
+    defaults = {name: getattr(pipeline, name) for name in ("guidance_scale", "num_inference_steps", "size_multiple")}
+    return replace(checkpoint, spec=replace(checkpoint.spec, **defaults))
 
 
 def _read_name(name: str) -> CheckpointSpec:
@@ -130,7 +223,7 @@ def _open_single_file(spec: CheckpointSpec, path: Path) -> LocalCheckpoint:
     return LocalCheckpoint(
         spec=spec,
         folder=str(path),
-        family=PIPELINE_FAMILIES[kind.pipeline_class],
+        family=PIPELINES[kind.pipeline_class].family,
         weights_hash=hashlib.sha256("".join(hashes).encode()).hexdigest(),
         native_size=kind.native_size,
         pipeline_class=kind.pipeline_class,

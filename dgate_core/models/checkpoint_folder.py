@@ -9,7 +9,7 @@ from typing import Any
 from dgate_core.errors import ModelError
 from dgate_core.models.hashing import hash_weights
 from dgate_core.models.single_file import read_header
-from dgate_core.models.spec import PIPELINE_FAMILIES, CheckpointSpec, LocalCheckpoint
+from dgate_core.models.spec import PIPELINES, CheckpointSpec, LocalCheckpoint, PipelineSpec
 from dgate_core.registry import explain_unknown
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
@@ -23,28 +23,31 @@ def inspect_folder(spec: CheckpointSpec, folder: Path) -> LocalCheckpoint:
     """
     index = read_json(folder / "model_index.json")
     pipeline_class = str(index.get("_class_name"))
-    if pipeline_class not in PIPELINE_FAMILIES:
-        raise explain_unknown("pipeline class", pipeline_class, PIPELINE_FAMILIES, ModelError)
+    if pipeline_class not in PIPELINES:
+        raise explain_unknown("pipeline class", pipeline_class, PIPELINES, ModelError)
     _check_parts(folder, [name for name, value in index.items() if isinstance(value, list) and value[0]])
     return LocalCheckpoint(
         spec=spec,
         folder=str(folder),
-        family=PIPELINE_FAMILIES[pipeline_class],
+        family=PIPELINES[pipeline_class].family,
         weights_hash=hash_weights(folder),
-        native_size=_read_native_size(folder),
+        native_size=_read_native_size(folder, PIPELINES[pipeline_class]),
         pipeline_class=pipeline_class,
     )
 
 
-def _read_native_size(folder: Path) -> int:
-    """Side in pixels: the UNet's sample size, times the decoder's scale."""
+def _read_native_size(folder: Path, pipeline: PipelineSpec) -> int:
+    """Side in pixels: the denoiser's sample size, times the decoder's scale."""
+    denoiser = pipeline.denoiser
     try:
-        levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
-        return int(read_json(folder / "unet" / "config.json")["sample_size"]) * 2 ** (levels - 1)
+        vae = read_json(folder / "vae" / "config.json")
+        halvings = len(vae["temperal_downsample"] if "temperal_downsample" in vae else vae["block_out_channels"][1:])
+        size = pipeline.sample_size or read_json(folder / denoiser / "config.json")["sample_size"]
+        return int(size) << halvings
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{folder}: vae/config.json or unet/config.json is not as diffusers writes it ({error})",
-            "vae block_out_channels and unet sample_size",
+            f"{folder}: vae/config.json or {denoiser}/config.json is not as diffusers writes it ({error})",
+            f"vae block_out_channels and {denoiser} sample_size",
             "copy the folder again",
         ) from error
 

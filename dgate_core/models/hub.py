@@ -12,7 +12,7 @@ from dgate_core.models.spec import CheckpointSpec
 logger = logging.getLogger(__name__)
 
 CONFIG_PATTERNS = ("*.json", "*/*.txt", "*/*.model")
-LEFT_OUT = ("safety_checker/*", "vae_1_0/*")
+LEFT_OUT = ("safety_checker/*", "vae_1_0/*", "text_encoders/*")
 """Parts of catalogued repositories that are never loaded."""
 ANSWER_SECONDS = 10.0
 """The hub must say that it has the repository within this time; its own client would try for minutes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dgate_core.manifest.item import ModelLimits
 from dgate_core.models.catalog import find_checkpoint
-from dgate_core.models.spec import DEFAULT_SCHEDULER, SCHEDULERS, LocalCheckpoint
+from dgate_core.models.spec import DEFAULT_SCHEDULER, PIPELINES, LocalCheckpoint
 
 
 def find_limits(name: str) -> ModelLimits:
@@ -23,7 +23,7 @@ def checkpoint_to_limits(checkpoint: LocalCheckpoint) -> ModelLimits:
     return ModelLimits(
         model=spec.name,
         weights_hash=checkpoint.weights_hash,
-        schedulers=frozenset({*SCHEDULERS, DEFAULT_SCHEDULER}),
+        schedulers=PIPELINES[checkpoint.pipeline_class].schedulers | {DEFAULT_SCHEDULER},
         width=native,
         height=native,
         size_multiple=spec.size_multiple,

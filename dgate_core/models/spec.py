@@ -10,20 +10,11 @@ from dgate_core.registry import Registry
 
 FAMILIES = Registry(
     "model family",
-    {"unet": "dgate_core.models.families.unet:UNetFamily"},
+    {
+        "unet": "dgate_core.models.families.unet:UNetFamily",
+        "dit": "dgate_core.models.families.dit:DiTFamily",
+    },
 )
-
-PIPELINE_FAMILIES: Mapping[str, str] = {
-    "StableDiffusionPipeline": "unet",
-    "StableDiffusionXLPipeline": "unet",
-}
-"""`_class_name` of a diffusers model_index.json → the family that runs it."""
-
-PIPELINE_GUIDANCE: Mapping[str, float] = {
-    "StableDiffusionPipeline": 7.5,
-    "StableDiffusionXLPipeline": 5.0,
-}
-"""Default guidance of a checkpoint that the catalogue does not list: the pipeline's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +49,44 @@ DEFAULT_SCHEDULER = "default"
 
 
 @dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """What holds for every checkpoint of one diffusers pipeline class."""
+
+    family: str
+    """Key of FAMILIES."""
+    guidance_scale: float
+    """The pipeline's own default; what it does is told in the family's module."""
+    num_inference_steps: int = 50
+    """The pipeline's own default."""
+    denoiser: str = "transformer"
+    """Part that is called at every step."""
+    sample_size: int | None = None
+    """Native side in latents where the denoiser's config does not say it."""
+    size_multiple: int = 16
+    """Sides are multiples of this: the decoder's scale times the denoiser's patch."""
+    schedulers: frozenset[str] = frozenset()
+    """Names that a manifest may give besides `default`; flow matching has its own."""
+
+
+_DIFFUSION_SCHEDULERS = frozenset(SCHEDULERS)
+
+PIPELINES: Mapping[str, PipelineSpec] = {
+    "StableDiffusionPipeline": PipelineSpec(
+        "unet", 7.5, denoiser="unet", size_multiple=8, schedulers=_DIFFUSION_SCHEDULERS
+    ),
+    "StableDiffusionXLPipeline": PipelineSpec(
+        "unet", 5.0, denoiser="unet", size_multiple=8, schedulers=_DIFFUSION_SCHEDULERS
+    ),
+    "StableDiffusion3Pipeline": PipelineSpec("dit", 7.0, 28),
+    "FluxPipeline": PipelineSpec("dit", 3.5, 28, sample_size=128),
+    "PixArtSigmaPipeline": PipelineSpec("dit", 4.5, 20, schedulers=_DIFFUSION_SCHEDULERS),
+    "QwenImagePipeline": PipelineSpec("dit", 4.0, sample_size=128),
+    "ZImagePipeline": PipelineSpec("dit", 5.0, sample_size=128),
+}
+"""`_class_name` of a diffusers model_index.json → what it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSpec:
     """One row of the catalogue: where a checkpoint comes from and what it is made for."""
 
@@ -77,6 +106,8 @@ class CheckpointSpec:
     """Sides are multiples of this, in pixels."""
     size_range: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest side, as multiples of the native one."""
+    max_sequence_length: int | None = None
+    """Tokens that the longest text encoder reads; None is the pipeline's own number."""
     licence: str = "unknown"
     """As its card states it."""
     step_gflops: float = 800.0

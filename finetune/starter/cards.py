@@ -22,12 +22,18 @@ ATTRIBUTES = ("all_right", "objects", "colours", "count", "ground", "sky", "plac
 
 
 def write_cards(models: Path, figures: Mapping[str, Any]) -> None:
-    """Writes README.md into each model's folder that is there.
+    """Writes README.md into the folders of starter-unet, starter-clip and judge.
 
     Args:
-        models: Folder of starter-unet, starter-clip and judge.
+        models: Folder of the three.
         figures: What `evaluate` wrote; `training` is one sentence about the budget that the weights had.
     """
+    for name in ("starter-unet", "starter-clip", "judge"):
+        write_card(models / name, figures)
+
+
+def write_card(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Writes README.md into a model's folder, from the template of its name."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -37,10 +43,10 @@ def write_cards(models: Path, figures: Mapping[str, Any]) -> None:
     )
     pictures = sum(int(group["pictures"]) for group in figures["generated"].values())
     shared = {"bars": BARS, "group_names": GROUP_NAMES, "attributes": ATTRIBUTES, "percent": format_share}
-    for name in ("starter-unet", "starter-clip", "judge"):
-        template = environment.get_template(f"{name}.md")
-        text = template.render({"training": "", **figures, **shared, "pictures": pictures})
-        (models / name / "README.md").write_text(text, encoding="utf-8")
+    text = environment.get_template(f"{folder.name}.md").render(
+        {"training": "", **figures, **shared, "pictures": pictures}
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def format_share(share: float | None) -> str:
@@ -49,11 +55,16 @@ def format_share(share: float | None) -> str:
 
 
 def main() -> None:
-    """Writes the cards of a folder of models that were evaluated."""
+    """Writes the cards of a folder of models that were evaluated, or with --pipeline the card of one pipeline."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, required=True)
-    models = parser.parse_args().models
-    write_cards(models, json.loads((models / "figures.json").read_text(encoding="utf-8")))
+    parser.add_argument("--pipeline", help="starter-dit, whose figures are in starter-dit.json")
+    given = parser.parse_args()
+    figures = json.loads((given.models / f"{given.pipeline or 'figures'}.json").read_text(encoding="utf-8"))
+    if given.pipeline:
+        write_card(given.models / given.pipeline, figures)
+    else:
+        write_cards(given.models, figures)
 
 
 if __name__ == "__main__":

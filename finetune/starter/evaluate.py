@@ -1,11 +1,13 @@
 """Measures the starter models on unseen scenes: `python -m finetune.starter.evaluate --models DIR`.
 
-Generates pictures from captions, lets the judge read them, and writes figures.json and sheet.png into the folder.
+Generates pictures from captions, lets the judge read them, and writes figures.json and sheet.png into the folder. With
+`--pipeline starter-dit` only that pipeline's pictures are judged, into starter-dit.json and starter-dit.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
 from collections import Counter
@@ -16,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from dgate_core.engine.precision import choose_precision
 from dgate_core.evaluation.metrics.attributes import AttributeMatch, Reading, load_judge, matches_scene, read_pictures
@@ -28,6 +30,8 @@ from finetune.starter.sheet import draw_sheet
 
 STEPS: Final = 20
 GUIDANCE: Final = 3.0
+PIPELINE: Final = "starter-unet"
+_SHORT_TEXT: Final = 2
 _SEED: Final = 20_000
 _BATCH: Final = 125
 
@@ -82,22 +86,25 @@ def plan_captions(number: int) -> list[tuple[str, Scene, str]]:
 def generate_pictures(folder: Path, captions: Sequence[str], device: torch.device) -> np.ndarray:
     """Pictures uint8 (N, 64, 64, 3) of the captions; picture n has seed n."""
     dtype = getattr(torch, choose_precision(device.type))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
+    if "max_sequence_length" in inspect.signature(pipeline.__call__).parameters:
+        # starter-dit's third encoder says nothing: the fewest tokens of it are the fastest.
+        settings["max_sequence_length"] = _SHORT_TEXT
     made = []
     for start in range(0, len(captions), _BATCH):
         batch = list(captions[start : start + _BATCH])
         seeds = [torch.Generator("cpu").manual_seed(start + n) for n in range(len(batch))]
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
         made.append(pipeline(batch, generator=seeds, **settings).images)
     return (np.concatenate(made) * 255).round().astype(np.uint8)
 
 
-def judge_pictures(models: Path, number: int, device: torch.device) -> list[Trial]:
-    """Generates about `number` pictures and has them read."""
+def judge_pictures(folder: Path, judge: Path, number: int, device: torch.device) -> list[Trial]:
+    """Generates about `number` pictures with the pipeline of `folder` and has them read."""
     planned = plan_captions(number)
-    pictures = generate_pictures(models / "starter-unet", [caption for _, _, caption in planned], device)
-    readings = read_pictures(load_judge(models / "judge").to(device), pictures)
+    pictures = generate_pictures(folder, [caption for _, _, caption in planned], device)
+    readings = read_pictures(load_judge(judge).to(device), pictures)
     return [
         Trial(group, scene, caption, picture, reading, matches_scene(reading, scene))
         for (group, scene, caption), picture, reading in zip(planned, pictures, readings, strict=True)
@@ -134,23 +141,38 @@ def count_confusions(trials: Sequence[Trial]) -> dict[str, dict[str, int]]:
 
 def evaluate_models(models: Path, fresh: int, generated: int, device: torch.device) -> dict[str, Any]:
     """All figures of a folder of models; writes figures.json and sheet.png."""
-    figures: dict[str, Any] = {"steps": STEPS, "guidance_scale": GUIDANCE}
-    trials = judge_pictures(models, generated, device)
-    figures["generated"] = {name: rate_trials([trial for trial in trials if trial.group == name]) for name in GROUPS}
-    figures["confusions"] = count_confusions(trials)
-    draw_sheet(models / "sheet.png", [(t.picture, t.caption, t.match.all_right) for t in choose_examples(trials)])
+    trials = judge_pictures(models / PIPELINE, models / "judge", generated, device)
+    figures = summarise_trials(trials, models / "sheet.png")
     scenes, pictures = render_fresh(fresh)
-    write_figures(models, figures)
+    write_figures(models / "figures.json", figures)
     figures["judge"] = compare_judge(models / "judge", scenes, pictures, device)
     figures["vae"] = measure_autoencoder(models, scenes, pictures, device)
     figures["clip"] = measure_clip(models / "starter-clip", scenes, pictures, device)
-    write_figures(models, figures)
+    write_figures(models / "figures.json", figures)
     return figures
 
 
-def write_figures(models: Path, figures: dict[str, Any]) -> None:
+def evaluate_pipeline(folder: Path, judge: Path, generated: int, device: torch.device) -> dict[str, Any]:
+    """What the judge reads in one pipeline's pictures; writes NAME.json and NAME.png beside the folder."""
+    figures = summarise_trials(judge_pictures(folder, judge, generated, device), folder.with_name(f"{folder.name}.png"))
+    write_figures(folder.with_name(f"{folder.name}.json"), figures)
+    return figures
+
+
+def summarise_trials(trials: Sequence[Trial], sheet: Path) -> dict[str, Any]:
+    """Settings, rates by group and confusions; draws the sheet."""
+    draw_sheet(sheet, [(t.picture, t.caption, t.match.all_right) for t in choose_examples(trials)])
+    return {
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "generated": {name: rate_trials([trial for trial in trials if trial.group == name]) for name in GROUPS},
+        "confusions": count_confusions(trials),
+    }
+
+
+def write_figures(file: Path, figures: dict[str, Any]) -> None:
     """Writes what has been measured so far."""
-    (models / "figures.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    file.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
 def choose_examples(trials: Sequence[Trial], number: int = 16) -> list[Trial]:
@@ -165,12 +187,18 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=1000, help="renderings that judge, VAE and CLIP are tried on")
     parser.add_argument("--generated", type=int, default=500, help="pictures to generate")
     parser.add_argument("--device")
+    parser.add_argument("--pipeline", default=PIPELINE, help="pipeline folder in --models to be judged")
+    parser.add_argument("--judge", type=Path, help="folder of the judge, when it is not in --models")
     parser.add_argument("--await-part", nargs="*", default=[], help="wait until these parts are finished")
     given = parser.parse_args()
     for name in given.await_part:
         await_part(given.models, name)
-    started = time.monotonic()
-    figures = evaluate_models(given.models, given.fresh, given.generated, choose_device(given.device))
+    started, device = time.monotonic(), choose_device(given.device)
+    if given.pipeline == PIPELINE:
+        figures = evaluate_models(given.models, given.fresh, given.generated, device)
+    else:
+        judge = given.judge or given.models / "judge"
+        figures = evaluate_pipeline(given.models / given.pipeline, judge, given.generated, device)
     print(json.dumps(figures, indent=1), f"evaluated in {time.monotonic() - started:.0f} s", sep="\n", flush=True)
 
 

@@ -57,7 +57,7 @@ def build_unet(widths: Widths) -> UNet2DConditionModel:
 
 def build_text_encoder(widths: Widths, vocabulary: WordVocabulary) -> CLIPTextModel:
     """Text encoder of the UNet, trained from nothing together with it."""
-    return CLIPTextModel(CLIPTextConfig(**_text_settings(widths.text, widths.text_layers, vocabulary)))
+    return CLIPTextModel(CLIPTextConfig(**text_settings(widths.text, widths.text_layers, vocabulary)))
 
 
 def build_clip(widths: Widths, vocabulary: WordVocabulary) -> CLIPModel:
@@ -70,11 +70,12 @@ def build_clip(widths: Widths, vocabulary: WordVocabulary) -> CLIPModel:
         "image_size": PICTURE_SIZE,
         "patch_size": PATCH_SIZE,
     }
-    text = _text_settings(widths.clip_text, widths.clip_text_layers, vocabulary)
+    text = text_settings(widths.clip_text, widths.clip_text_layers, vocabulary)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=widths.clip_text))
 
 
-def _text_settings(width: int, layers: int, vocabulary: WordVocabulary) -> dict[str, int]:
+def text_settings(width: int, layers: int, vocabulary: WordVocabulary) -> dict[str, int]:
+    """Settings of a CLIPTextConfig for the postcard vocabulary."""
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,

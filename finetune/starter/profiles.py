@@ -27,7 +27,7 @@ class PartRates:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Widths of the five networks."""
+    """Widths of the six networks."""
 
     vae: tuple[int, ...] = (48, 96, 128)
     unet: tuple[int, ...] = (96, 192)
@@ -37,6 +37,12 @@ class Widths:
     """Channels of an attention head."""
     text: int = 192
     text_layers: int = 4
+    dit: int = 256
+    dit_layers: int = 6
+    dit_head: int = 64
+    """Channels of a head of the transformer."""
+    dit_words: int = 32
+    """Width of the second encoder, which gives the bare words."""
     clip_vision: int = 192
     clip_vision_layers: int = 6
     clip_text: int = 128
@@ -64,6 +70,7 @@ class Profile:
     clip: PartRates
     judge: PartRates
     text: PartRates = field(default_factory=lambda: PartRates(256, 1e-3, warmup_steps=100, ema_decay=0.99, share=0.1))
+    dit: PartRates = field(default_factory=lambda: PartRates(64, 1e-3, warmup_steps=400, ema_decay=0.999))
     widths: Widths = field(default_factory=Widths)
     save_seconds: float = 60.0
     """Seconds between checkpoints."""
@@ -94,6 +101,8 @@ CPU = replace(
         head=80,
         text=160,
         text_layers=3,
+        dit=192,
+        dit_layers=5,
         clip_vision_layers=4,
         clip_text_layers=3,
     ),
@@ -118,7 +127,8 @@ SMOKE = Profile(
     unet=PartRates(16, 1e-3, warmup_steps=5, share=0.7, ema_decay=0.9),
     clip=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
     judge=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
-    widths=Widths((16, 16, 32), (32, 64), (True, True), 16, 32, 1, 32, 1, 32, 1, 16),
+    dit=PartRates(16, 1e-3, warmup_steps=5, ema_decay=0.9),
+    widths=Widths((16, 16, 32), (32, 64), (True, True), 16, 32, 1, 32, 2, 16, 16, 32, 1, 32, 1, 16),
     save_seconds=5,
     chunk=64,
 )

@@ -26,12 +26,14 @@ class LoadOptions:
 class PromptEmbedding:
     """One encoded prompt.
 
-    Shapes: hidden (tokens, width) and, for models with a pooled embedding, pooled (width,); both in the model's dtype.
+    Shapes: hidden (tokens, width) and, for models with a pooled embedding, pooled (width,); both in the model's dtype;
+    for models that leave padding out, mask (tokens,), 1 where a token counts.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None
     warnings: tuple[str, ...] = ()
+    mask: torch.Tensor | None = None
 
     def count_bytes(self) -> int:
         """Memory that it holds on the device."""

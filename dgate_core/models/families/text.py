@@ -28,18 +28,12 @@ class PromptEncoder:
         ]
         self._is_double = len(self._towers) == 2
 
-    def encode(self, prompts: Sequence[str], at_once: int) -> list[PromptEmbedding]:
+    def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
         """One embedding per prompt; a prompt over the encoder's limit is cut, with a warning that says so."""
-        embeddings: list[PromptEmbedding] = []
-        for start in range(0, len(prompts), at_once):
-            embeddings += self._encode_together(list(prompts[start : start + at_once]))
-        return embeddings
-
-    def _encode_together(self, prompts: list[str]) -> list[PromptEmbedding]:
         hidden, pooled = [], None
         for tokenizer, encoder in self._towers:
             ids = tokenizer(
-                prompts,
+                list(prompts),
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
@@ -51,15 +45,17 @@ class PromptEncoder:
             hidden.append(output.hidden_states[-2] if self._is_double else output[0])
             pooled = output[0] if self._is_double else None
         states = torch.cat(hidden, dim=-1)
+        tokenizer = self._towers[0][0]
+        warnings = [warn_if_cut(tokenizer, tokenizer.model_max_length, prompt) for prompt in prompts]
         return [
-            PromptEmbedding(states[row], None if pooled is None else pooled[row], self._warn_if_cut(prompt))
-            for row, prompt in enumerate(prompts)
+            PromptEmbedding(states[row], None if pooled is None else pooled[row], warnings[row])
+            for row in range(len(prompts))
         ]
 
-    def _warn_if_cut(self, prompt: str) -> tuple[str, ...]:
-        tokenizer = self._towers[0][0]
-        limit = tokenizer.model_max_length
-        if len(prompt) + 2 <= limit:
-            return ()  # every token is at least one character
-        count = len(tokenizer(prompt, truncation=False).input_ids)
-        return (f"prompt_truncated: {count} tokens, the text encoder reads {limit}",) if count > limit else ()
+
+def warn_if_cut(tokenizer: Any, limit: int, prompt: str) -> tuple[str, ...]:
+    """One warning when the text encoder does not read the whole prompt."""
+    if len(prompt) + 2 <= limit:
+        return ()  # every token is at least one character
+    count = len(tokenizer(prompt, truncation=False).input_ids)
+    return (f"prompt_truncated: {count} tokens, the text encoder reads {limit}",) if count > limit else ()

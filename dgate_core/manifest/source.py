@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
+from dgate_core.manifest.suites import SUITE_SCHEME, locate_suite
 from dgate_core.storage import Storage, open_object, open_storage
 
 Format = Literal["parquet", "jsonl", "csv"]
@@ -41,7 +42,7 @@ class Source:
 
 
 def find_sources(uris: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """Every file behind files and folders, folders sorted by key, and what is wrong with the addresses."""
+    """Every file behind files, folders (sorted by key) and `suite:NAME`, and what is wrong with the addresses."""
     sources: list[Source] = []
     problems: list[str] = [] if uris else ["no manifest was given"]
     for uri in uris:
@@ -56,6 +57,9 @@ def find_sources(uris: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 
 def _find_at(uri: str) -> tuple[list[Source], list[str]]:
+    if uri.startswith(SUITE_SCHEME):
+        storage, key = open_object(locate_suite(uri))
+        return [Source(uri, storage, key, "jsonl", compressed=False)], []
     if not uri.endswith("/") and not _WHOLE_BUCKET.fullmatch(uri):
         storage, key = open_object(uri)
         if storage.exists(key):

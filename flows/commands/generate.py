@@ -25,20 +25,25 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="DIR", help="The run's folder, a path or s3://.")
 @run_options
 @click.option("--execution", type=click.Choice(["local", "work_pool"]), default="local", help="Where the lanes run.")
+@click.option("--score", metavar="A,B", help="Metrics to measure, from the pictures while they are in memory.")
+@click.option("--reference", metavar="SET", help="Reference set for FID and the like.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
 def command(manifest: tuple[str, ...], out: str, execution: str, as_json: bool, **options: Any) -> int:
-    """Makes the pictures of MANIFEST (files or a folder); the same command again goes on where it stopped.
+    """Makes the pictures of MANIFEST (files, a folder, or suite:NAME); the same command again goes on where it stopped.
 
     Exit code 0 when every row is ok, 3 when some rows failed, 1 when the run failed, 2 when the command is wrong.
     """
     try:
         check_paths(manifest)
-        outcome = generate(manifest, out, execution, gather_settings(options))
+        settings = gather_settings(options)
+        outcome = generate(manifest, out, execution, settings)
     except DgateError as error:
         if as_json:
             return print_json_error(error)
         raise
     (print_json if as_json else print_outcome)(outcome)
+    if settings.score and not as_json and outcome["state"] != "cancelled":
+        print_evaluation(outcome["run"])
     return find_exit_code(outcome)
 
 
@@ -68,6 +73,15 @@ def generate(manifest: Sequence[str], out: str, execution: str, settings: RunSet
     return read_outcome(RunStore(open_storage(out)))
 
 
+def print_evaluation(run: str) -> None:
+    """The numbers of the run that was just scored."""
+    from dgate_core.evaluation.results import read_evaluation
+    from dgate_core.storage import open_storage
+    from flows.commands.evaluate import describe_evaluation
+
+    click.echo("\n".join(describe_evaluation(read_evaluation(open_storage(run)))))
+
+
 def split_settings(settings: RunSettings, parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings that are parameters of the flow, and the others that were set, which it takes in one piece."""
     from dgate_core.runs.settings import RunSettings
@@ -84,6 +98,8 @@ def check_paths(manifest: Sequence[str]) -> None:
     Raises:
         UsageError: names it.
     """
+    from dgate_core.manifest.suites import SUITE_SCHEME
+
     for path in manifest:
-        if "://" not in path and not Path(path).expanduser().exists():
+        if "://" not in path and not path.startswith(SUITE_SCHEME) and not Path(path).expanduser().exists():
             raise UsageError(f"no manifest at {path}", "a file or a folder", "check the path")

@@ -73,7 +73,8 @@ def plan_new_run(store: RunStore, manifest: Manifest, settings: RunSettings) -> 
     summary = plan_run(manifest, spec, finder, store.storage, options)
     models = describe_models(finder.found)
     name = store.uri.rstrip("/").rpartition("/")[2]
-    store.write_run({"name": name, **describe_run(manifest, spec, models, summary, started)})
+    about = describe_run(manifest, spec, models, summary, started)
+    store.write_run({"name": name, **about, "trackers": list(settings.trackers)})
     return OpenedRun(store, is_new=True, summary=summary)
 
 

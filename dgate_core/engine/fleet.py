@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from dgate_core.engine.begin import count_lanes
@@ -50,11 +50,15 @@ def list_lane_options(settings: RunSettings, attempt: int | None = None) -> list
     count = count_lanes(settings)
     on_gpu = bool(list_gpus()) and settings.device in {"auto", "cuda"}
     threads = None if on_gpu or count == 1 else max(1, (os.cpu_count() or 1) // count)
-    generate = GenerateOptions(batch_size=settings.batch_size)
-    return [
-        LaneOptions(f"lane-{number}", number, settings.device, threads, settings.lease_seconds, attempt, generate)
-        for number in range(count)
-    ]
+    common = LaneOptions(
+        device=settings.device,
+        threads=threads,
+        lease_seconds=settings.lease_seconds,
+        attempt=attempt,
+        generate=GenerateOptions(batch_size=settings.batch_size),
+        score=settings.score,
+    )
+    return [replace(common, name=f"lane-{number}", number=number) for number in range(count)]
 
 
 def run_lanes(store: RunStore, lanes: Sequence[LaneOptions], stop: StopSignal, listener: Listener) -> list[LaneReport]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgate_core.engine.describe import RowDescriber
 from dgate_core.engine.generate import GenerateOptions, Generator
+from dgate_core.engine.observer import open_observer
 from dgate_core.engine.reports import LaneReport, Reporter
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.engine.writer import BatchWriter, Target
@@ -51,6 +52,8 @@ class LaneOptions:
     """Only the shards of one attempt: a retry makes its rows and nothing else; None works on all shards."""
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     """Batch sizes."""
+    score: tuple[str, ...] = ()
+    """Metrics to prepare from the pictures in hand; empty for none."""
 
 
 class Lane:
@@ -74,6 +77,7 @@ class Lane:
         self.reporter = Reporter(store.storage, self.report)
         self._started = time.monotonic()
         self._generator = generator
+        self._observer = open_observer(options.score, self.device) if options.score else None
 
     def work(self) -> LaneReport:
         """Claims shards until all are committed or the stop is set.
@@ -90,6 +94,8 @@ class Lane:
             self.report.state, self.report.error = "failed", str(error)
             raise
         finally:
+            if self._observer is not None:
+                self._observer.close()
             self.report.shard = None
             self.reporter.tell(now=True)
         return self.report
@@ -169,7 +175,7 @@ class Lane:
         backend = f"eager-{self.device}-{self.spec.precision}"
         target = Target(self.store, shard.shard, claim.token, self.options.name, backend)
         describe = RowDescriber(self.run_record, self.spec, shard.batch_key.model)
-        with BatchWriter(target, self.spec, describe) as writer:
+        with BatchWriter(target, self.spec, describe, self._observer) as writer:
             if generator is not None and rows:
                 self._run_batches(generator, rows, shard, writer, claim)
         self._note_written(writer, shard)

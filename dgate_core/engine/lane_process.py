@@ -31,7 +31,8 @@ def options_to_json(options: LaneOptions) -> str:
 
 def options_from_dict(data: Mapping[str, Any]) -> LaneOptions:
     """The inverse of `asdict`."""
-    return LaneOptions(**{**data, "generate": GenerateOptions(**data["generate"])})
+    nested = {"generate": GenerateOptions(**data["generate"]), "score": tuple(data["score"])}
+    return LaneOptions(**{**data, **nested})
 
 
 def error_to_json(error: DgateError) -> str:

@@ -12,6 +12,7 @@ _FILES = {
     "gallery": layout.GALLERY_FILE,
     "batch_output": layout.BATCH_OUTPUT_FILE,
     "batch_errors": layout.BATCH_ERRORS_FILE,
+    "evaluation": "evaluation/evaluation.json",
 }
 
 

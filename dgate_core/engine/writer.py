@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from dgate_core.engine.generate import Batch, PlanRow
+from dgate_core.engine.observer import MadePicture, PictureObserver
 from dgate_core.engine.provenance import SUFFIXES, Provenance, encode_picture
 from dgate_core.engine.sinks import LooseFiles, PackedFiles, PictureFile, Sink
 from dgate_core.errors import RowError
@@ -60,10 +61,17 @@ class BatchWriter:
         target: The shard, and who writes it.
         spec: The image's format and container.
         describe: A plan row's provenance.
+        observer: Sees every picture once its record is in storage.
     """
 
-    def __init__(self, target: Target, spec: RunSpec, describe: Callable[[PlanRow], Provenance]) -> None:
-        self.target, self.spec, self.describe = target, spec, describe
+    def __init__(
+        self,
+        target: Target,
+        spec: RunSpec,
+        describe: Callable[[PlanRow], Provenance],
+        observer: PictureObserver | None = None,
+    ) -> None:
+        self.target, self.spec, self.describe, self.observer = target, spec, describe, observer
         self.stages: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._files = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="encode")
@@ -131,6 +139,7 @@ class BatchWriter:
                 records = [self._make_record(batch, index, file, paths) for index, file in enumerate(files)]
                 table = pa.Table.from_pylist(records, ROWS_SCHEMA)
                 self.target.store.write_part(self.target.shard, self.target.token, number, table)
+            self._show(batch, files)
             failed = sum(record["status"] == "error" for record in records)
             self._written.put(WrittenBatch(batch.batch_size, len(records), failed, self._device_seconds(batch)))
         finally:
@@ -148,6 +157,14 @@ class BatchWriter:
             self._add(stage, seconds)
         with self._timed("encode"):
             return list(self._files.map(lambda index: self._encode_row(batch, index), range(len(batch.rows))))
+
+    def _show(self, batch: Batch, files: Sequence[PictureFile | RowError]) -> None:
+        if self.observer is not None and batch.pictures is not None:
+            pixels = batch.pictures.pixels.numpy()
+            made = [
+                MadePicture(pixels[index], file) for index, file in enumerate(files) if isinstance(file, PictureFile)
+            ]
+            self.observer.see(made)
 
     def _encode_row(self, batch: Batch, index: int) -> PictureFile | RowError:
         assert batch.pictures is not None

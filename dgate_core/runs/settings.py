@@ -7,6 +7,7 @@ from typing import Literal
 
 from dgate_core.errors import ConfigError
 from dgate_core.runs.spec import Container, Determinism, GenerationDefaults, ImageFormat, Precision, RunSpec
+from dgate_core.tracking.contract import check_tracker
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -62,6 +63,12 @@ class RunSettings:
     """How long a silent lane keeps its shard."""
     strict: bool = False
     """Bad rows stop the run before it starts."""
+    score: tuple[str, ...] = ()
+    """Metrics of the evaluation at the run's end, prepared while the pictures are in memory; none by default."""
+    reference: str | None = None
+    """Reference set of those metrics: a card's name, or an address."""
+    trackers: tuple[str, ...] = ()
+    """wandb, mlflow or `module:function`, told of the run and its evaluations; the run's own JSON lines always are."""
 
     def __post_init__(self) -> None:
         _check_range("lanes", self.lanes, 1, 1024)
@@ -72,6 +79,8 @@ class RunSettings:
         _check_range("quality", self.quality, 1, 100)
         _check_range("num_images", self.num_images, 1, 1000)
         _check_range("lease_seconds", self.lease_seconds, 1.0, 86_400.0)
+        for tracker in self.trackers:
+            check_tracker(tracker)
         _check_range("seed", self.seed, 0, 2**63 - 1)
 
 

@@ -1,0 +1,74 @@
+"""What a tracker is: a function that takes batches of records to a tool and says which have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from dgate_core.errors import DgateError, UsageError
+from dgate_core.registry import Registry, explain_unknown
+from dgate_core.storage import Storage
+from dgate_core.tracking.local_json import RecordBatch
+
+PROJECT = "d-gate"
+"""W&B project and MLflow experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise."""
+
+
+class TrackerError(DgateError):
+    """A tracker that cannot be used as it is set up."""
+
+    code = "tracker"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """The run that a tracker is told of."""
+
+    storage: Storage
+    """Its folder, where the pictures of tables are."""
+    id: str
+    """Its name in every tracker, 16 hex digits."""
+    name: str
+    """Its name for people."""
+
+
+Deliver = Callable[[TrackedRun, Sequence[RecordBatch]], Iterator[int]]
+"""Sends batches in order and yields the number of each once it has arrived; sending one again changes nothing there."""
+
+TRACKERS = Registry(
+    "tracker",
+    {"wandb": "dgate_core.tracking.to_wandb:deliver", "mlflow": "dgate_core.tracking.to_mlflow:deliver"},
+    extras={"wandb": "wandb", "mlflow": "mlflow"},
+)
+
+
+def check_tracker(name: str) -> None:
+    """Accepts a name of TRACKERS or a plug-in `module:function`; imports nothing.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name not in TRACKERS.entries and ":" not in name:
+        raise explain_unknown("tracker", name, [*TRACKERS.names(), "module:function"], UsageError)
+
+
+def load_tracker(name: str) -> Deliver:
+    """The function that a name stands for.
+
+    Raises:
+        UsageError: there is no such tracker.
+        MissingExtraError: its package is not installed.
+    """
+    check_tracker(name)
+    if name in TRACKERS.entries:
+        deliver: Deliver = TRACKERS.load(name)
+        return deliver
+    module, _, attribute = name.partition(":")
+    try:
+        plug_in: Deliver = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the tracker {name} cannot be loaded: {error}", "module:function", "check the name"
+        ) from error
+    return plug_in

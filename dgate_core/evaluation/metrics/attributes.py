@@ -24,6 +24,8 @@ JUDGE_SIZE: Final = 64
 SLOTS: Final = len(PLACES)
 GROUND_SKY: Final = (len(GROUNDS), len(SKIES))
 SLOT_CLASSES: Final = (1 + len(OBJECTS), len(COLOURS), 1 + len(SIZES), len(POSES))
+QUESTIONS: Final = len(GROUND_SKY) + SLOTS * len(SLOT_CLASSES)
+"""What the judge answers of a picture: ground, sky, then kind, colour, size and pose of each third."""
 _BATCH: Final = 256
 
 
@@ -166,16 +168,25 @@ def judge_names() -> dict[str, list[str]]:
 
 def read_pictures(judge: JudgeNet, pictures: np.ndarray) -> list[Reading]:
     """Readings of pictures uint8 (N, H, W, 3); pictures of another size than 64 px are resized."""
+    return [answers_to_reading(answers) for answers in answer_questions(judge, pictures)]
+
+
+def answer_questions(judge: JudgeNet, pictures: np.ndarray) -> np.ndarray:
+    """float32 (N, 2 * QUESTIONS) of pictures uint8 (N, H, W, 3): the class of each answer, then its probability."""
     device = next(judge.parameters()).device
-    readings: list[Reading] = []
+    answers = np.empty((len(pictures), 2 * QUESTIONS), np.float32)
     for start in range(0, len(pictures), _BATCH):
         pixels = pictures_to_pixels(pictures[start : start + _BATCH]).to(device)
         with torch.inference_mode():
-            answers = [question.softmax(1).max(1) for question in split_logits(judge(pixels).float())]
-        classes = torch.stack([answer.indices for answer in answers], 1).tolist()
-        chances = torch.stack([answer.values for answer in answers], 1).tolist()
-        readings += [_classes_to_reading(*row) for row in zip(classes, chances, strict=True)]
-    return readings
+            best = [question.softmax(1).max(1) for question in split_logits(judge(pixels).float())]
+        rows = torch.stack([*(each.indices for each in best), *(each.values for each in best)], 1)
+        answers[start : start + _BATCH] = rows.cpu().numpy()
+    return answers
+
+
+def answers_to_reading(answers: np.ndarray) -> Reading:
+    """One row of `answer_questions` in words."""
+    return _classes_to_reading([int(each) for each in answers[:QUESTIONS]], answers[QUESTIONS:].tolist())
 
 
 def pictures_to_pixels(pictures: np.ndarray) -> torch.Tensor:

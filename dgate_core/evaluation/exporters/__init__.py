@@ -1,0 +1,1 @@
+"""A run's pictures in the folder layouts that other people's benchmarks read."""

@@ -1,0 +1,1 @@
+"""Feature extractors: pictures become vectors that corpus and picture metrics compare."""

@@ -1,0 +1,179 @@
+"""One metric of two runs, compared as a rule asks; what stands in the way of a number is kept as a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dgate_core.errors import DgateError
+from dgate_core.evaluation.gate.bootstrap import Estimate, resample_means
+from dgate_core.evaluation.gate.pairs import Pairing
+from dgate_core.evaluation.gate.rules import GateRules, Rule
+from dgate_core.evaluation.gate.scored_run import ScoredRun
+from dgate_core.evaluation.results import MetricValue
+
+MEASURED_ALIKE = ("scope", "better", "extractor", "weights_sha256", "resize", "reference")
+"""Fields of a metric that must be equal in both runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPair:
+    """What the gate looks at."""
+
+    candidate: ScoredRun
+    """The run that shall pass."""
+    baseline: ScoredRun | None
+    """The run that it is held against; None when the rules have fixed windows only."""
+    pairing: Pairing | None
+    """Which rows belong together; None without a baseline."""
+    rules: GateRules
+    """All rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was found for one rule."""
+
+    rule: Rule
+    """What is asked."""
+    metric: MetricValue
+    """The candidate's metric, or a stand-in with the reason why there is none."""
+    failure: str = ""
+    """Why the metric cannot be compared; empty when it was."""
+    estimate: Estimate | None = None
+    """Effect in the bound's unit; None for single numbers without an interval."""
+    baseline: float | None = None
+    """The baseline's number."""
+    candidate: float | None = None
+    """The candidate's number."""
+    n_used: int = 0
+    """Rows in the numbers."""
+    n_expected: int = 0
+    """Rows that should be."""
+    n_worst: int = 0
+    """Rows that count with the worst score."""
+
+
+CorpusDraws = Callable[[RunPair, MetricValue], np.ndarray]
+"""Draws of candidate less baseline of a corpus metric, float64 (resamples,); raises DgateError when it cannot."""
+
+
+def compare_metric(rule: Rule, name: str, pair: RunPair, draw_corpus: CorpusDraws) -> Comparison:
+    """Finds the effect that the rule is about, or the reason why there is none."""
+    metric = pair.candidate.evaluation.find_metric(name)
+    if failure := find_obstacle(rule, name, pair):
+        nothing = MetricValue(name, "picture", "higher", None, error=failure)
+        return Comparison(rule, metric or nothing, failure)
+    assert metric is not None
+    if not rule.needs_baseline:
+        return _take_value(rule, metric)
+    if metric.scope == "corpus":
+        return _compare_corpora(rule, metric, pair, draw_corpus)
+    return _compare_pictures(rule, metric, pair)
+
+
+def find_obstacle(rule: Rule, name: str, pair: RunPair) -> str:
+    """Why the metric cannot be compared at all; empty when it can."""
+    sides = {"candidate": pair.candidate}
+    if rule.needs_baseline and pair.baseline is not None:
+        sides["baseline"] = pair.baseline
+    for side, run in sides.items():
+        metric = run.evaluation.find_metric(name)
+        if metric is None:
+            return f"the {side}'s evaluation has no {name}: run dgate evaluate {run.uri} with this metric"
+        if metric.error is not None:
+            return f"{name} of the {side} could not be measured: {metric.error}"
+        if metric.scope != "corpus" and name not in run.scores.column_names:
+            return f"scores.parquet of the {side} has no column {name}"
+    found = [run.evaluation.find_metric(name) for run in sides.values()]
+    for field in MEASURED_ALIKE:
+        values = {getattr(metric, field) for metric in found}
+        if len(values) > 1:
+            return f"{name} was measured with different {field}: {' and '.join(sorted(map(repr, values)))}"
+    return "" if rule.needs_baseline else _find_paired_obstacle(found[0], pair)
+
+
+def _find_paired_obstacle(metric: MetricValue | None, pair: RunPair) -> str:
+    """A metric against a baseline must be against this one."""
+    told = pair.candidate.evaluation.baseline
+    if metric is None or metric.scope != "paired" or pair.baseline is None or told == pair.baseline.uri:
+        return ""
+    return f"{metric.name} was measured against {told}, not against {pair.baseline.uri}"
+
+
+def _take_value(rule: Rule, metric: MetricValue) -> Comparison:
+    """The number itself, with the interval that the evaluation gives."""
+    assert metric.value is not None
+    return Comparison(
+        rule, metric, candidate=metric.value, n_used=metric.n_used, n_expected=metric.n_expected or metric.n_used
+    )
+
+
+def _compare_pictures(rule: Rule, metric: MetricValue, pair: RunPair) -> Comparison:
+    """Mean of the differences row by row; a row without a sound picture counts with the worst score seen."""
+    assert pair.baseline is not None
+    assert pair.pairing is not None
+    sound = pair.pairing.candidate_is_sound
+    theirs = pair.baseline.read_scores(metric.name)[pair.pairing.baseline]
+    ours = np.where(sound, pair.candidate.read_scores(metric.name)[pair.pairing.candidate], np.nan)
+    asked = np.isfinite(theirs)
+    if lost := int((sound & (np.isfinite(ours) != asked)).sum()):
+        return Comparison(rule, metric, f"{lost:,} sound pictures have no {metric.name} in one run, uncounted")
+    if not asked.any():
+        return Comparison(rule, metric, f"no row of the baseline has a {metric.name}")
+    seen = np.concatenate([theirs[asked], ours[np.isfinite(ours)]])
+    worst = seen.min() if metric.better == "higher" else seen.max()
+    ours = np.where(asked & ~sound, worst, ours)[asked]
+    theirs = theirs[asked]
+    found = Comparison(
+        rule,
+        metric,
+        baseline=float(theirs.mean()),
+        candidate=float(ours.mean()),
+        n_used=len(ours),
+        n_expected=len(ours),
+        n_worst=int((asked & ~sound).sum()),
+    )
+    columns = np.stack([ours - theirs, theirs], axis=1)
+    drawn = resample_means(columns, pair.rules.resamples, pair.rules.seed)
+    return _add_effect(found, float((ours - theirs).mean()), drawn[:, 0], drawn[:, 1], is_smooth=True)
+
+
+def _compare_corpora(rule: Rule, metric: MetricValue, pair: RunPair, draw_corpus: CorpusDraws) -> Comparison:
+    """Difference of the evaluations' numbers, its spread by bootstrap over features."""
+    assert pair.baseline is not None
+    other = pair.baseline.evaluation.find_metric(metric.name)
+    assert other is not None
+    assert other.value is not None
+    assert metric.value is not None
+    found = Comparison(
+        rule,
+        metric,
+        baseline=other.value,
+        candidate=metric.value,
+        n_used=metric.n_used,
+        n_expected=max(metric.n_expected, other.n_used),
+    )
+    try:
+        draws = draw_corpus(pair, metric)
+    except DgateError as error:
+        # Whatever is missing here (weights, a reference, pictures) is this rule's failure; the others are still judged.
+        return replace(found, failure=f"{metric.name} cannot be drawn again: {error.got}")
+    level = np.full(len(draws), other.value)
+    return _add_effect(found, metric.value - other.value, draws, level, is_smooth=False)
+
+
+def _add_effect(
+    found: Comparison, difference: float, drawn: np.ndarray, levels: np.ndarray, *, is_smooth: bool
+) -> Comparison:
+    """The difference in the unit of the rule's bound."""
+    if found.rule.bound.kind == "absolute":
+        return replace(found, estimate=Estimate(difference, drawn, is_smooth))
+    assert found.baseline is not None
+    if found.baseline == 0:
+        return replace(found, failure=f"{found.metric.name} of the baseline is 0, so nothing is relative to it")
+    # A baseline that is near 0 in some resample must not flip the sign there.
+    relative = drawn / np.maximum(np.abs(levels), 1e-3 * abs(found.baseline))
+    return replace(found, estimate=Estimate(difference / abs(found.baseline), relative, is_smooth))

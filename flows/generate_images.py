@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from prefect import flow
 
+from tasks.evaluate import check_scoring, score_pictures
 from tasks.finish import conclude_run, show_pictures, write_results
 from tasks.folder import gather_settings, hold_folder
 from tasks.lanes import run_local_lanes
@@ -62,9 +63,11 @@ def generate_images(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefect's
         device: `auto` takes cuda, mps or cpu, in this order.
         batch_size: Rows per batch; none finds the best.
         strict: Bad rows stop the run before anything is made.
-        settings: Any other setting by name: png_level, quality, strict_batch_size, rows_per_shard, lease_seconds.
+        settings: Others by name: png_level, quality, strict_batch_size, rows_per_shard, lease_seconds, score,
+            reference, trackers.
     """
     given = gather_settings(locals())
+    check_scoring(given)
     with hold_folder(out, given):
         run = plan_images([manifest] if isinstance(manifest, str) else manifest, out, given)
         if execution == "local":
@@ -74,4 +77,5 @@ def generate_images(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefect's
             reconcile_lanes(run, given)
         write_results(run)
         show_pictures(run)
+        score_pictures(run, given)
     return conclude_run(run)

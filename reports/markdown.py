@@ -26,7 +26,7 @@ def summarise_run(
         examples: Error code to one of its messages.
     """
     run = read_summary(run_json)
-    parts = [f"# {_escape(run.name)}: {run.state.replace('_', ' ')}", _list_figures(run)]
+    parts = [f"# {escape_text(run.name)}: {run.state.replace('_', ' ')}", _list_figures(run)]
     if gallery_uri:
         parts.append(f"[Open the gallery](<{gallery_uri}>)")
     if failures:
@@ -43,14 +43,15 @@ def _list_figures(run: RunSummary) -> str:
     if run.wall_seconds is not None:
         lines.append(f"- wall time: {format_duration(run.wall_seconds)}")
     if run.models:
-        lines.append(f"- model: {_escape(', '.join(run.models))}")
+        lines.append(f"- model: {escape_text(', '.join(run.models))}")
     return "\n".join(lines)
 
 
 def _table_failures(failures: Mapping[str, int], examples: Mapping[str, str]) -> str:
     ranked = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
     rows = [
-        f"| {_code(code)} | {count:,} | {_cell(examples.get(code, ''))} |" for code, count in ranked[:FAILURES_SHOWN]
+        f"| {_code(code)} | {count:,} | {format_cell(examples.get(code, ''))} |"
+        for code, count in ranked[:FAILURES_SHOWN]
     ]
     rest = ranked[FAILURES_SHOWN:]
     if rest:
@@ -59,21 +60,23 @@ def _table_failures(failures: Mapping[str, int], examples: Mapping[str, str]) ->
 
 
 def _table_stages(run: RunSummary) -> str:
-    rows = [f"| {_cell(stage.name)} | {format_duration(stage.seconds)} | {stage.share:.0%} |" for stage in run.stages]
+    rows = [
+        f"| {format_cell(stage.name)} | {format_duration(stage.seconds)} | {stage.share:.0%} |" for stage in run.stages
+    ]
     return "\n".join(["## Time by stage", "", "| stage | time | share |", "|---|---:|---:|", *rows])
 
 
-def _cell(text: str) -> str:
+def format_cell(text: str) -> str:
     """Text that stays inside one cell of a table."""
     flat = " ".join(text.split())
-    return _escape(flat if len(flat) <= MESSAGE_LIMIT else flat[: MESSAGE_LIMIT - 1] + "…")
+    return escape_text(flat if len(flat) <= MESSAGE_LIMIT else flat[: MESSAGE_LIMIT - 1] + "…")
 
 
 def _code(text: str) -> str:
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _escape(text: str) -> str:
+def escape_text(text: str) -> str:
     """Markdown's and HTML's own characters, made plain."""
     for mark in "\\`*_[]|":
         text = text.replace(mark, "\\" + mark)

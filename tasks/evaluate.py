@@ -62,10 +62,11 @@ def show_evaluation(run: str) -> str:
     Returns:
         The report's address.
     """
-    page = open_storage(run).uri_of(render_evaluation(run))
-    show_metrics(run)
+    # First the trackers: the page names those that missed something.
     for outcome in publish_evaluation(run).wait():
         logger.info(outcome.describe(run))
+    page = open_storage(run).uri_of(render_evaluation(run))
+    show_metrics(run)
     return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from prefect import State, Task, task
@@ -15,7 +16,10 @@ from dgate_core.errors import StorageError
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
 from reports.gallery import write_gallery
+from reports.publish import publish_run
 from tasks.artifacts import publish_summary
+
+logger = logging.getLogger(__name__)
 
 
 def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - the signature is Prefect's
@@ -51,7 +55,7 @@ def write_results(run: str) -> str:
     timeout_seconds=6 * 3600,
 )
 def show_pictures(run: str) -> str:
-    """Writes the gallery, and the summary for the UI.
+    """Writes the gallery and the summary for the UI, and tells the trackers of the run's config.
 
     Returns:
         The gallery's address.
@@ -59,6 +63,9 @@ def show_pictures(run: str) -> str:
     store = RunStore(open_storage(run))
     gallery = store.storage.uri_of(write_gallery(store.storage))
     publish_summary(store, gallery)
+    if store.read_run()["state"] != "cancelled":
+        for outcome in publish_run(run).wait():
+            logger.info(outcome.describe(run))
     return gallery
 
 

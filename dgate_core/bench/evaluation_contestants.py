@@ -160,14 +160,27 @@ def open_torchmetrics(name: str) -> Any:
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     from torchmetrics.multimodal.clip_score import CLIPScore
-    from transformers import CLIPModel, CLIPProcessor
 
     if name == "fid":
         return FrechetInceptionDistance()
     if name == "clip_score":
-        folder = STARTER_FOLDER / "starter-clip"
-        return CLIPScore(lambda: (CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)))
+        return CLIPScore(open_older_clip)
     return LearnedPerceptualImagePatchSimilarity("alex")
+
+
+def open_older_clip() -> tuple[Any, Any]:
+    """starter-clip as torchmetrics 1.9 calls it: features come as tensors, as they did before transformers 5."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    class OlderClip(CLIPModel):
+        def get_image_features(self, *arguments: Any, **named: Any) -> Any:
+            return super().get_image_features(*arguments, **named).pooler_output
+
+        def get_text_features(self, *arguments: Any, **named: Any) -> Any:
+            return super().get_text_features(*arguments, **named).pooler_output
+
+    folder = STARTER_FOLDER / "starter-clip"
+    return OlderClip.from_pretrained(folder, dtype="float32"), CLIPProcessor.from_pretrained(folder)
 
 
 RUNNERS: Mapping[str, Callable[[Job], Figures]] = {

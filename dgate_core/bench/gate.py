@@ -48,7 +48,7 @@ import sys
 sys.modules[{ABSENT_PACKAGE!r}] = None
 from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
 metrics = tuple(sys.argv[5].split(","))
-evaluate_run(sys.argv[1], EvaluateOptions(sys.argv[2], sys.argv[3], (*metrics, "lpips"), sys.argv[4]))
+evaluate_run(sys.argv[1], EvaluateOptions(sys.argv[2] or None, sys.argv[3], (*metrics, "lpips"), sys.argv[4]))
 """
 
 
@@ -156,6 +156,10 @@ class GateLab:
             raise UsageError(
                 f"{options.rows} rows of {options.suite}", f"at most {len(self.rows)}", "give fewer --rows"
             )
+        if options.rows < self.rules.minimum_rows:
+            raise UsageError(
+                f"{options.rows} rows", f"{self.rules.minimum_rows}, as the rules ask for", "give more --rows"
+            )
         self.checkpoint = find_checkpoint(options.model)
         self.draw_corpus = CorpusBootstrap("cpu")
         self.baseline = self.generate("baseline")
@@ -172,7 +176,7 @@ class GateLab:
         yield "1 % black pictures", "fail", lambda: self._plant("black", lambda run: blacken_pictures(run, 0.01))
         yield "5 % of the rows missing", "fail", lambda: self._plant("missing", lambda run: lose_rows(run, 0.05))
         yield "VAE rounded to 4 bits", "fail", self._round_vae
-        trained = (lambda: self.generate("half-trained", model=half)) if half else "not tried: give --half-trained"
+        trained = (lambda: self._generate_with("half-trained", half)) if half else "not tried: give --half-trained"
         yield "trained half as long", "fail", trained
         yield "metric dependency absent", "fail", self._drop_dependency
 
@@ -220,6 +224,16 @@ class GateLab:
             draft.rename(run)
         return run
 
+    def _generate_with(self, name: str, model: str) -> Path:
+        """With another checkpoint; a folder has no defaults of its own, so it takes those of the model."""
+        spec = self.checkpoint.spec
+        return self.generate(
+            name,
+            model=model,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+        )
+
     def _shuffle_colours(self) -> Path:
         prompts = [row["prompt"] for row in self.rows]
         shuffled = shuffle_colours(prompts)
@@ -230,19 +244,12 @@ class GateLab:
 
     def _round_vae(self) -> Path:
         model = round_vae(Path(self.checkpoint.folder), self.folder / "vae-4-bits-model")
-        spec = self.checkpoint.spec
-        # A folder has no defaults of its own: it takes those of the model that it was copied from.
-        return self.generate(
-            "vae-4-bits",
-            model=str(model),
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-        )
+        return self._generate_with("vae-4-bits", str(model))
 
     def _drop_dependency(self) -> Path:
         """Evaluated in a process that cannot import a metric's package."""
         run = copy_run(self.baseline, self.folder / "dependency-absent")
-        arguments = [self.options.reference, self.options.device, ",".join(self._list_metrics())]
-        arguments = [str(run), arguments[0], str(self.baseline), *arguments[1:]]
+        options, metrics = self.options, ",".join(self._list_metrics())
+        arguments = [str(run), options.reference, str(self.baseline), options.device, metrics]
         subprocess.run([sys.executable, "-c", _EVALUATE_WITHOUT_PACKAGE, *arguments], check=True)
         return run

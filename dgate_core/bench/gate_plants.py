@@ -88,9 +88,11 @@ def round_vae(checkpoint: Path, target: Path, bits: int = VAE_BITS) -> Path:
     """A copy of a diffusers folder whose VAE has weights of so many bits, one scale per tensor."""
     from safetensors.numpy import load_file, save_file
 
-    if not target.exists():
-        shutil.copytree(checkpoint, target)
-    path = next((target / "vae").glob("*.safetensors"))
+    if target.exists():
+        return target
+    draft = target.with_name(f"{target.name}.draft")
+    shutil.copytree(checkpoint, draft, dirs_exist_ok=True)
+    path = next((draft / "vae").glob("*.safetensors"))
     levels = 2 ** (bits - 1) - 1
     weights = {}
     for name, values in load_file(path).items():
@@ -98,7 +100,7 @@ def round_vae(checkpoint: Path, target: Path, bits: int = VAE_BITS) -> Path:
         rounded = np.round(values.astype(np.float32) / step) * step
         weights[name] = rounded.astype(values.dtype) if values.ndim > 1 else values
     save_file(weights, path, metadata={"format": "pt"})
-    return target
+    return draft.rename(target)
 
 
 def read_prompts(manifest: Path, rows: int) -> list[Row]:

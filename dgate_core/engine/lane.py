@@ -95,7 +95,7 @@ class Lane:
             raise
         finally:
             if self._observer is not None:
-                self._observer.close()
+                self._observer.close(at_once=self.report.state != "finished")
             self.report.shard = None
             self.reporter.tell(now=True)
         return self.report

@@ -32,8 +32,8 @@ class PictureObserver(Protocol):
         """Takes the pictures of a batch and returns at once."""
         ...
 
-    def close(self) -> None:
-        """No more pictures come."""
+    def close(self, *, at_once: bool) -> None:
+        """No more pictures come; `at_once` gives up those that it has not looked at yet."""
         ...
 
 

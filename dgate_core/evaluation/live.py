@@ -27,8 +27,8 @@ PENDING_BATCHES = 4
 """Batches that may wait; what comes when there is no room is left to the evaluation, which reads it from its file."""
 LARGEST_FRAME = 16
 """Pictures that the process takes at once."""
-END_SECONDS = 30.0
-"""How long the last pictures may take."""
+END_SECONDS = 300.0
+"""How long the last pictures may take: the evaluation would need that time for them too."""
 
 
 class LiveFeatures:
@@ -55,15 +55,17 @@ class LiveFeatures:
         except queue.Full:
             self.left_out += len(pictures)
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool) -> None:
         """See `PictureObserver`; what still waits is seen, as far as it takes no longer than END_SECONDS."""
         self._closing.set()
-        self._thread.join(END_SECONDS)
+        if at_once:
+            self._process.terminate()
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.terminate()
+            self._process.kill()
             self._process.wait()
+        self._thread.join()
         if self.left_out:
             logger.info("%d pictures were made too fast to be scored on the way", self.left_out)
 

@@ -28,8 +28,8 @@ from finetune.starter.networks import choose_device
 from finetune.starter.parts import await_part
 from finetune.starter.sheet import draw_sheet
 
-STEPS: Final = 20
-GUIDANCE: Final = 3.0
+STEPS: Final = 25
+GUIDANCE: Final = 1.5
 PIPELINE: Final = "starter-unet"
 _SHORT_TEXT: Final = 2
 _SEED: Final = 20_000

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, EulerAncestralDiscreteScheduler, ModelMixin, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel
@@ -101,6 +101,11 @@ def build_scheduler() -> DDIMScheduler:
         clip_sample=False,
         steps_offset=1,
     )
+
+
+def build_sampler() -> EulerAncestralDiscreteScheduler:
+    """The scheduler that ships: fresh noise at each step mends what the steps before drew twice or left half-way."""
+    return EulerAncestralDiscreteScheduler.from_config(build_scheduler().config)
 
 
 def choose_device(name: str | None = None) -> torch.device:

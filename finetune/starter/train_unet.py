@@ -16,6 +16,7 @@ from finetune.starter.loop import train_recipe
 from finetune.starter.networks import (
     LATENT_CHANNELS,
     LATENT_SIZE,
+    build_sampler,
     build_scheduler,
     build_text_encoder,
     build_unet,
@@ -147,7 +148,7 @@ class UnetRecipe:
         save_half_diffusers(self.unet, partial / "unet")
         save_half(self.text, partial / "text_encoder", prefix="text_model.")
         self.vocabulary.save(partial / "tokenizer")
-        build_scheduler().save_config(partial / "scheduler")
+        build_sampler().save_config(partial / "scheduler")
         for part in sorted(partial.iterdir()):
             replace_folder(part, folder / part.name)
         (folder / "model_index.json").write_text(json.dumps(pipeline_index(), indent=2), encoding="utf-8")
@@ -168,7 +169,7 @@ def pipeline_index() -> dict[str, object]:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -37,12 +37,15 @@ def command(run: str, metrics: str, no_cache: bool, as_json: bool, **options: An
     from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
     from dgate_core.storage import open_storage
     from reports.evaluation.page import render_evaluation
+    from reports.publish import publish_evaluation
 
     names = tuple(name for name in metrics.split(",") if name.strip())
     try:
         evaluation = evaluate_run(
             run, EvaluateOptions(metrics=names, use_cache=not no_cache, **options), print_progress
         )
+        for outcome in publish_evaluation(run).wait():
+            click.echo(outcome.describe(run), err=True)
         page = open_storage(run).uri_of(render_evaluation(run))
     except DgateError as error:
         if as_json:

@@ -45,19 +45,16 @@ def command(candidate: str, baseline: str | None, as_json: bool, **options: str)
 
 def print_verdict(verdict: Verdict) -> None:
     """The decision, then a line for each check with what it saw."""
-    from rich.console import Console
-    from rich.table import Table
-
     click.echo(f"{verdict.decision.upper()}  {verdict.candidate}  against {verdict.baseline or 'fixed windows'}")
-    table = Table("", "check", "effect", "interval", "pairs", "why", box=None)
+    width = max((len(check.metric or check.rule) for check in verdict.checks), default=0)
     for check in verdict.checks:
         shown = "info" if check.reported_only else SHOWN[check.decision]
-        table.add_row(shown, check.metric or check.rule, *_tell_figures(check), check.reason)
-    Console(width=max(Console().width, 100)).print(table)
+        click.echo(f"{shown}  {check.metric or check.rule:{width}}  {describe_figures(check):54}  {check.reason}")
 
 
-def _tell_figures(check: Check) -> tuple[str, str, str]:
+def describe_figures(check: Check) -> str:
     """Effect, interval, and n_used of n_expected."""
     effect = "" if check.effect is None else f"{check.effect:+.4g}"
-    interval = "" if check.interval is None else f"{check.interval[0]:+.3g} to {check.interval[1]:+.3g}"
-    return effect, interval, f"{check.n_used:,} of {check.n_expected:,}" if check.n_expected else ""
+    interval = "" if check.interval is None else f"[{check.interval[0]:+.3g}, {check.interval[1]:+.3g}]"
+    counted = f"{check.n_used:,} of {check.n_expected:,}" if check.n_expected else ""
+    return f"{effect:10} {interval:24} {counted:>18}"

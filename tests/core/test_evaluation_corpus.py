@@ -318,6 +318,24 @@ def test_a_file_that_is_no_reference_is_refused(content: bytes, tmp_path: Path) 
         read_reference(path)
 
 
+@pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (3, 7), (2, 64)])
+def test_chunks_workers_and_order_of_pictures_change_no_metric(workers: int, chunk: int) -> None:
+    extractor = open_extractor("starter-clip")
+    pictures, others = make_postcards(40, seed=1), make_postcards(40, seed=2)
+    reference = features_to_reference(collect_features(others, extractor), "others", "")
+    expected, found = (
+        [
+            measure_corpus(name, features, reference, CorpusOptions(resamples=0)).value
+            for name in ("fd", "kid", "recall")
+        ]
+        for features in (
+            collect_features(pictures, extractor),
+            collect_features(reversed(pictures), extractor, workers=workers, chunk=chunk),
+        )
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """64 postcards: 32 to be measured, 32 as the reference."""

@@ -105,7 +105,16 @@ def test_a_slow_or_dead_process_never_holds_up_the_lane(monkeypatch: pytest.Monk
     observer._process.kill()
     observer._process.wait()
     observer.see(batch)
-    observer.close()
+    observer.close(at_once=False)
+    assert time.perf_counter() - started < 30
+
+
+def test_a_stopped_lane_does_not_wait() -> None:
+    observer = LiveFeatures(["sanity"], "cpu")
+    observer.see([make_picture(np.zeros((64, 64, 3), np.uint8), "png", "0" * 64)])
+    started = time.perf_counter()
+    observer.close(at_once=True)
+    assert time.perf_counter() - started < 5
 
 
 def test_what_cannot_be_prepared_is_left_to_the_evaluation(tmp_path: Path) -> None:

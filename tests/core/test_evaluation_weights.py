@@ -21,7 +21,7 @@ from dgate_core.evaluation.features.torch_home import write_torch_home
 from dgate_core.evaluation.results import EvaluationError, MissingWeightsError
 from dgate_core.evaluation.weights.catalog import WEIGHTS, WeightsSpec
 from dgate_core.evaluation.weights.convert import list_inception_convolutions
-from dgate_core.evaluation.weights.fetch import download_archive, fetch_weights, read_member
+from dgate_core.evaluation.weights.fetch import download_archive, fetch_weights, read_hub_file, read_member
 from dgate_core.evaluation.weights.numpy_pickle import read_arrays
 from dgate_core.evaluation.weights.store import hash_tensors, load_weights, locate_weights
 from flows.cli import main
@@ -216,3 +216,28 @@ def test_exported_weights_are_what_lpips_itself_loads(tmp_path: Path, monkeypatc
     theirs, ours = LPIPS(net="alex", verbose=False), open_lpips("alex")
     first, second = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert ours(first, second).item() == pytest.approx(theirs(first, second).item(), abs=1e-7)
+
+
+def test_weights_in_torchs_hub_cache_are_taken_when_they_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_weights("lpips-alex")
+    (file,) = write_torch_home(tmp_path, ["lpips-alex"])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path / "cache"))
+    fetch_weights(["lpips-alex"], None, print)
+    assert hash_tensors(load_weights("lpips-alex")) == WEIGHTS["lpips-alex"].tensors_sha256
+    state = torch.load(file, weights_only=True)
+    torch.save({**state, "features.0.bias": state["features.0.bias"] + 1}, file)
+    assert read_hub_file(WEIGHTS["lpips-alex"]) is None
+
+
+def test_the_list_says_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["weights", "list"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in WEIGHTS)
+    assert " yes " not in said

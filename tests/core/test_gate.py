@@ -17,7 +17,8 @@ from dgate_core.evaluation.gate.rules import GateRules, list_presets, parse_rule
 from dgate_core.evaluation.gate.verdict import Verdict, read_verdict, verdict_to_record, write_verdict
 from dgate_core.evaluation.results import EVALUATION_FILE, SCORES_FILE, EvaluationError, MetricValue
 from dgate_core.storage import Storage, open_storage
-from tests.gate_lab import Table, broken, corpus, make_run
+from flows.cli import main
+from tests.gate_lab import Table, broken, corpus, make_run, measure
 
 ROWS = 300
 CLIP = "clip_score:starter-clip"
@@ -220,6 +221,70 @@ def test_a_corpus_metric_that_cannot_be_drawn_again_fails(tmp_path: Path) -> Non
 
     runs = [make_run(tmp_path / name, Table(SCORES, metrics=(corpus("fid", 9),))) for name in ("a", "b")]
     assert "not on this machine" in judge_run(*runs, RULES, refuse).list_checks("fail")[0].reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_fail(tmp_path: Path, value: float) -> None:
+    table = Table(SCORES, metrics=(corpus("fid", value),))
+    assert "no number to compare" in judge(tmp_path, table, table).list_checks("fail")[0].reason
+
+
+def test_infinite_scores_fail(tmp_path: Path) -> None:
+    scores = {**SCORES, CLIP: np.where(np.arange(ROWS) == 5, np.inf, SCORES[CLIP])}
+    metrics = (measure(CLIP, SCORES[CLIP]),)
+    assert (
+        "infinite" in judge(tmp_path, Table(scores, metrics=metrics), Table(scores, metrics=metrics)).checks[3].reason
+    )
+
+
+def test_draws_that_are_no_numbers_fail(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, Table(SCORES, metrics=(corpus("fid", 9),))) for name in ("a", "b")]
+    verdict = judge_run(*runs, RULES, lambda *_: np.full(100, np.nan))
+    assert "not always a number" in verdict.list_checks("fail")[0].reason
+
+
+def test_a_metric_that_shall_only_be_reported_must_still_be_there(tmp_path: Path) -> None:
+    rules = parse_rules({"rules": [{"metric": CLIP}, {"metric": "lpips:*", "test": "report"}]})
+    assert find_fails(judge(tmp_path, Table(SCORES), rules=rules)) == ["lpips:*"]
+
+
+def test_nothing_judged_is_nothing_passed(tmp_path: Path) -> None:
+    rules = parse_rules({"rules": [{"metric": CLIP, "test": "report"}]})
+    verdict = judge(tmp_path, Table(SCORES), rules=rules)
+    assert (verdict.decision, verdict.exit_code) == ("undecided", 2)
+
+
+def test_too_few_resamples_to_ever_fail_are_no_pass(tmp_path: Path) -> None:
+    verdict = judge(tmp_path, Table(SCORES), rules=replace(RULES, resamples=200))
+    assert verdict.decision == "undecided"
+    assert "200 resamples cannot tell 0.01" in verdict.list_checks("undecided")[0].reason
+
+
+def test_a_run_against_itself_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", Table(SCORES))
+    assert "the candidate is the baseline itself" in judge_run(run, run, RULES, draw_noise).checks[0].reason
+
+
+def test_the_command_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = make_run(tmp_path / "baseline", Table(SCORES)).uri
+    make_run(tmp_path / "same", Table(SCORES, fingerprint="c"))
+    make_run(tmp_path / "black", Table(SCORES, fingerprint="c", defects={1: "black"}))
+    codes = {}
+    for name in ("same", "black"):
+        with pytest.raises(SystemExit) as ended:
+            main(["gate", str(tmp_path / name), "--baseline", baseline, "--json"])
+        record = json.loads(capsys.readouterr().out)
+        assert record == json.loads((tmp_path / name / "evaluation" / "gate.json").read_text())
+        codes[name] = ended.value.code
+    assert codes == {"same": 0, "black": 1}
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", str(tmp_path / "black"), "--baseline", baseline])
+    said = capsys.readouterr().out
+    assert said.startswith("FAIL")
+    assert "1 of 300 pictures are defective" in said
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", str(tmp_path / "black"), "--baseline", baseline, "--rules", "regresion"])
+    assert ended.value.code == 2
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ from dgate_core.bench.gate_plants import (
     shuffle_colours,
 )
 from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
-from dgate_core.evaluation.gate.corpus_bootstrap import DRAWS, CorpusBootstrap, open_resampler
+from dgate_core.evaluation.gate.corpus_bootstrap import DRAWS, CorpusBootstrap
 from dgate_core.evaluation.gate.gate import judge_run
 from dgate_core.evaluation.gate.rules import GateRules, read_rules
 from dgate_core.evaluation.gate.verdict import Verdict
 from dgate_core.evaluation.metrics.sharpness import measure_sharpness
-from dgate_core.evaluation.results import EvaluationError
+from dgate_core.evaluation.resampling import open_resampler
 from dgate_core.evaluation.statistics import ReferenceStatistics, features_to_statistics
 from dgate_core.postcards import render_scene, sample_scene, scene_to_caption
 from dgate_core.storage import open_storage
@@ -174,11 +174,3 @@ def test_the_spread_of_corpus_draws_is_that_of_new_samples(metric: str) -> None:
     weights = [np.bincount(rng.integers(number, size=number), minlength=number).astype(float) for _ in range(DRAWS)]
     drawn = [sides[0].distance(row) - sides[1].distance(row) for row in weights]
     assert 0.65 <= np.std(drawn) / np.std(truly) <= 1.5
-
-
-def test_metrics_without_a_resampling_say_so() -> None:
-    reference = ReferenceStatistics(np.zeros(2), np.eye(2))
-    with pytest.raises(EvaluationError, match="recall has no resampling"):
-        open_resampler("recall", np.zeros((4, 2)), reference)
-    with pytest.raises(EvaluationError, match="no features"):
-        open_resampler("kid", np.zeros((4, 2)), reference)

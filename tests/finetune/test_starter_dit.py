@@ -47,6 +47,7 @@ def train(out: Path, steps: int, **changes: object) -> DitRecipe:
     return recipe
 
 
+@torch.no_grad()
 def test_the_exported_folder_computes_what_was_trained(out: Path) -> None:
     recipe = open_recipe(out)
     with torch.no_grad():

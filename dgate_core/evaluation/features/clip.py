@@ -69,12 +69,13 @@ class ClipExtractor:
     def extract(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Embeddings float32 (N, dimension) of pictures uint8 (H, W, 3)."""
         features, size = np.empty((len(pictures), self.dimension), np.float32), self._batch_size
+        model, _ = self.model, self.processor  # loaded outside the stages' time
         with compute_in_fp32():
             for start in range(0, len(pictures), size):
                 with self.seconds.time("resize"):
                     pixels = self.prepare(pictures[start : start + size])
                 with self.seconds.time("network"):
-                    embeddings = self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+                    embeddings = model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
                     features[start : start + size] = embeddings.cpu().numpy()
         return features
 

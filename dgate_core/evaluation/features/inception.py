@@ -50,12 +50,13 @@ class InceptionExtractor:
         """Features float32 (N, 2048) of pictures uint8 (H, W, 3)."""
         from dgate_core.evaluation.features.inception_network import prepare_pictures
 
-        features, size = np.empty((len(pictures), DIMENSION), np.float32), 8 if self.device == "cpu" else 64
+        network, size = self.network, 8 if self.device == "cpu" else 64
+        features = np.empty((len(pictures), DIMENSION), np.float32)
         with compute_in_fp32():
             for start in range(0, len(pictures), size):
                 batch = pictures[start : start + size]
                 with self.seconds.time("resize"):
                     pixels = prepare_pictures(batch, self.device, as_tensorflow=self.name == INCEPTION_TENSORFLOW)
                 with self.seconds.time("network"):
-                    features[start : start + size] = self.network(pixels).cpu().numpy()
+                    features[start : start + size] = network(pixels).cpu().numpy()
         return features

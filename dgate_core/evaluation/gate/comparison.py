@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -85,6 +86,8 @@ def find_obstacle(rule: Rule, name: str, pair: RunPair) -> str:
             return f"the {side}'s evaluation has no {name}: run dgate evaluate {run.uri} with this metric"
         if metric.error is not None:
             return f"{name} of the {side} could not be measured: {metric.error}"
+        if metric.value is None or not math.isfinite(metric.value):
+            return f"{name} of the {side} is {metric.value}, which is no number to compare"
         if metric.scope != "corpus" and name not in run.scores.column_names:
             return f"scores.parquet of the {side} has no column {name}"
     found = [run.evaluation.find_metric(name) for run in sides.values()]
@@ -118,6 +121,8 @@ def _compare_pictures(rule: Rule, metric: MetricValue, pair: RunPair) -> Compari
     sound = pair.pairing.candidate_is_sound
     theirs = pair.baseline.read_scores(metric.name)[pair.pairing.baseline]
     ours = np.where(sound, pair.candidate.read_scores(metric.name)[pair.pairing.candidate], np.nan)
+    if np.isinf(ours).any() or np.isinf(theirs).any():
+        return Comparison(rule, metric, f"some rows have an infinite {metric.name}")
     asked = np.isfinite(theirs)
     if lost := int((sound & (np.isfinite(ours) != asked)).sum()):
         return Comparison(rule, metric, f"{lost:,} sound pictures have no {metric.name} in one run, uncounted")
@@ -161,6 +166,8 @@ def _compare_corpora(rule: Rule, metric: MetricValue, pair: RunPair, draw_corpus
     except DgateError as error:
         # Whatever is missing here (weights, a reference, pictures) is this rule's failure; the others are still judged.
         return replace(found, failure=f"{metric.name} cannot be drawn again: {error.got}")
+    if not np.isfinite(draws).all():
+        return replace(found, failure=f"{metric.name} drawn again is not always a number")
     level = np.full(len(draws), other.value)
     return _add_effect(found, metric.value - other.value, draws, level, is_smooth=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from dgate_core.evaluation.feature_set import Features
 from dgate_core.evaluation.gate.bootstrap import draw_weights
 from dgate_core.evaluation.gate.comparison import RunPair
 from dgate_core.evaluation.gate.scored_run import ScoredRun
+from dgate_core.evaluation.resampling import open_resampler
 from dgate_core.evaluation.results import EvaluationError, MetricValue
 from dgate_core.evaluation.statistics import ReferenceStatistics
 
@@ -17,14 +18,6 @@ DRAWS: Final = 100
 """Resamples of a corpus; only their spread is used, which they tell to about 7 %."""
 LARGEST_DRAW: Final = 1000
 """Rows that are drawn from; the spread over more rows follows from theirs."""
-
-
-class Resampler(Protocol):
-    """A corpus metric of one set of features, again for other weights of its rows."""
-
-    def distance(self, weights: np.ndarray) -> float:
-        """The metric when row i counts weights[i] times."""
-        ...
 
 
 class CorpusBootstrap:
@@ -108,40 +101,6 @@ def collect_run_features(run: ScoredRun, extractor_name: str, device: str) -> Fe
         if there
     )
     return collect_features(pictures, extractor, open_feature_cache(extractor))
-
-
-def open_resampler(name: str, features: np.ndarray, reference: ReferenceStatistics) -> Resampler:
-    """What draws a metric again.
-
-    Args:
-        name: `fid`, `kid`, `cmmd:…` or `fd:…`.
-        features: float32 (N, D).
-        reference: Of the same extractor; kid and cmmd need its features.
-
-    Raises:
-        EvaluationError: the metric has no resampling, or the reference was kept without features.
-    """
-    from dgate_core.evaluation.metrics.frechet import FrechetResampler
-    from dgate_core.evaluation.metrics.kernel_distance import (
-        CMMD_SCALE,
-        KernelResampler,
-        gaussian_kernel,
-        normalise_rows,
-        polynomial_kernel,
-    )
-
-    family = name.partition(":")[0]
-    if family in {"fid", "fd"}:
-        return FrechetResampler(features, reference.statistics)
-    if family not in {"kid", "cmmd"}:
-        raise EvaluationError(f"{name} has no resampling", "fid, fd, kid or cmmd", "ask for `value` or `report`")
-    if reference.features is None:
-        raise EvaluationError(f"the reference {reference.reference} has no features", "a reference built with them")
-    if family == "kid":
-        return KernelResampler(features, reference.features, polynomial_kernel)
-    return KernelResampler(
-        normalise_rows(features), normalise_rows(reference.features), gaussian_kernel, scale=CMMD_SCALE
-    )
 
 
 def name_source(extractor: str) -> str:

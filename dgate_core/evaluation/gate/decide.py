@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dgate_core.evaluation.gate.bootstrap import Estimate, adjust_p_values
 from dgate_core.evaluation.gate.comparison import Comparison
 from dgate_core.evaluation.gate.rules import GateRules
 from dgate_core.evaluation.gate.verdict import Check, Decision
+
+Decider = Callable[[Comparison, Check, GateRules, int], tuple[Decision, str]]
+"""Also takes the number of checks in the `worse` family; gives the decision and why."""
 
 
 def decide_checks(comparisons: Sequence[Comparison], rules: GateRules) -> list[Check]:
@@ -45,14 +48,14 @@ def _decide(found: Comparison, rules: GateRules, family: int, p_value: float | N
     check = _describe(found, rules, family, p_value)
     minimum = found.rule.minimum_rows or rules.minimum_rows
     if found.failure:
-        return replace(check, decision="fail", reason=found.failure)
+        return replace(check, decision="fail", reason=found.failure, reported_only=False)
     if found.rule.test == "report":
         return check
     if found.n_used < minimum:
         reason = f"{found.n_used:,} rows, and the rule needs {minimum:,}"
         return replace(check, decision="fail", reason=reason)
-    decide = {"worse": _decide_worse, "within": _decide_within, "value": _decide_value}[found.rule.test]
-    decision, reason = decide(found, check, rules)
+    deciders: dict[str, Decider] = {"worse": _decide_worse, "within": _decide_within, "value": _decide_value}
+    decision, reason = deciders[found.rule.test](found, check, rules, family)
     if found.n_worst:
         reason += f"; {found.n_worst:,} rows without a sound picture count as the worst"
     return replace(check, decision=decision, reason=reason)
@@ -94,7 +97,7 @@ def _find_allowed(found: Comparison) -> tuple[float | None, float | None] | None
     return (bound.low, None) if direction == "higher" else (None, bound.high)
 
 
-def _decide_worse(found: Comparison, check: Check, rules: GateRules) -> tuple[Decision, str]:
+def _decide_worse(found: Comparison, check: Check, rules: GateRules, family: int) -> tuple[Decision, str]:
     estimate = found.estimate
     assert estimate is not None
     assert check.p_value is not None
@@ -103,6 +106,8 @@ def _decide_worse(found: Comparison, check: Check, rules: GateRules) -> tuple[De
     told = f"{_tell(found, estimate.value)} (corrected p = {check.p_value:.2g})"
     if check.p_value <= rules.significance and harm > 0 and harm >= limit:
         return "fail", f"worse beyond noise: {told}"
+    if estimate.is_smooth and family > rules.significance * len(estimate.draws):
+        return "undecided", f"{len(estimate.draws):,} resamples cannot tell {rules.significance:g}: {told}"
     reach = max(check.interval[1] - estimate.value, estimate.value - check.interval[0])
     resolution = found.rule.resolution
     if resolution is not None and reach > resolution:
@@ -116,7 +121,7 @@ def _find_harm(found: Comparison, estimate: Estimate) -> float:
     return abs(estimate.value) if find_direction(found) == "both" else -_find_sign(found) * estimate.value
 
 
-def _decide_within(found: Comparison, check: Check, rules: GateRules) -> tuple[Decision, str]:  # noqa: ARG001
+def _decide_within(found: Comparison, check: Check, *_: object) -> tuple[Decision, str]:
     assert check.bound is not None
     if check.interval is None or check.effect is None:
         return "undecided", f"{found.metric.name} has no interval"
@@ -139,7 +144,7 @@ def _tell_rows(found: Comparison, check: Check, low: float, high: float) -> str:
     return f"; about {math.ceil(found.n_used * (reach / room) ** 2):,} rows would decide" if room > 0 else ""
 
 
-def _decide_value(found: Comparison, check: Check, rules: GateRules) -> tuple[Decision, str]:  # noqa: ARG001
+def _decide_value(found: Comparison, check: Check, *_: object) -> tuple[Decision, str]:
     assert check.bound is not None
     assert check.effect is not None
     low, high = check.bound

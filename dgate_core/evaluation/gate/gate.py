@@ -19,7 +19,7 @@ from dgate_core.storage import Storage
 
 SEEN_BY_OTHER_CHECKS = frozenset({"sanity"})
 """Metrics that `*` leaves out; the check `defects` holds them more strictly."""
-RESAMPLED = frozenset({"fid", "fd", "kid", "cmmd"})
+RESAMPLED = frozenset({"fid", "fd", "kid", "cmmd", "precision"})
 """Corpus metrics whose noise is known; of others `*` only reports the number."""
 
 
@@ -57,7 +57,10 @@ def _judge(candidate: Storage, baseline: Storage | None, rules: GateRules, draw_
     pair = pair_runs(runs[0], runs[1] if baseline is not None else None, rules)
     yield from _check_runs(pair)
     if pair.pairing is None or not pair.pairing.problems:
-        yield from check_metrics(pair, draw_corpus)
+        checks = check_metrics(pair, draw_corpus)
+        yield from checks
+        if all(check.reported_only for check in checks):
+            yield Check("metrics", "", "undecided", "no rule judged a metric of these runs")
 
 
 def pair_runs(candidate: ScoredRun, baseline: ScoredRun | None, rules: GateRules) -> RunPair:
@@ -70,7 +73,7 @@ def _check_runs(pair: RunPair) -> Iterator[Check]:
     if pair.baseline is None or pair.pairing is None:
         yield check_wholeness(pair.candidate, pair.rules)
         return
-    yield check_pairs(pair.pairing, pair.rules)
+    yield check_pairs(pair.pairing, pair.rules, is_same_run=pair.candidate.uri == pair.baseline.uri)
     yield check_coverage(pair.candidate, pair.pairing, pair.rules)
     yield check_defects(pair.candidate, pair.baseline, pair.rules)
 

@@ -10,7 +10,7 @@ from dgate_core.evaluation.gate.scored_run import PICTURE_STATUSES, ScoredRun
 from dgate_core.evaluation.gate.verdict import Check
 
 
-def check_pairs(pairing: Pairing, rules: GateRules) -> Check:
+def check_pairs(pairing: Pairing, rules: GateRules, is_same_run: bool = False) -> Check:
     """Fails when rows of the same name were asked for with another prompt, or seed."""
     paired = int((pairing.candidate >= 0).sum())
     by = "prompt and noise" if rules.pairing == "noise" else "prompt"
@@ -19,6 +19,8 @@ def check_pairs(pairing: Pairing, rules: GateRules) -> Check:
         reason += f"; {pairing.other_seeds:,} have other noise"
     if pairing.baseline_unsound:
         reason += f"; {pairing.baseline_unsound:,} rows are not compared, the baseline has no sound picture there"
+    if is_same_run:
+        reason += "; the candidate is the baseline itself"
     if pairing.problems:
         reason = "; ".join(pairing.problems)
     return Check("pairs", "", "fail" if pairing.problems else "pass", reason, n_used=paired, n_expected=len(pairing))

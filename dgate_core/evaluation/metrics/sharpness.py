@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Detail:
     weights_sha256 = ""
     resize = "none"
     dimension = 1
-    seconds: Mapping[str, float] = {}
+    seconds: Mapping[str, float] = MappingProxyType({})
 
     def extract(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """See `Extractor`."""

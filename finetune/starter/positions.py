@@ -2,8 +2,8 @@
 
 A Stable Diffusion UNet has no position embedding: its attention learns left from right only from what zero padding
 leaks in from the edges. Linear read-outs of the coordinates at the features that feed attention make that leak strong
-early, so that counts and places are learned in a fraction of the steps (seen: read from the features before the first
-attention, x explained 60 % of its variance after 2,300 batches without this loss).
+early (seen: after 2,300 batches without this loss, a linear read-out of x from the features before the first attention
+explained 60 % of its variance).
 """
 
 from __future__ import annotations

@@ -75,11 +75,14 @@ def generate(manifest: Sequence[str], out: str, execution: str, settings: RunSet
 
 def print_evaluation(run: str) -> None:
     """The numbers of the run that was just scored."""
-    from dgate_core.evaluation.results import read_evaluation
+    from dgate_core.evaluation.results import EVALUATION_PAGE, read_evaluation
     from dgate_core.storage import open_storage
     from flows.commands.evaluate import describe_evaluation
 
-    click.echo("\n".join(describe_evaluation(read_evaluation(open_storage(run)))))
+    storage = open_storage(run)
+    click.echo(
+        "\n".join([*describe_evaluation(read_evaluation(storage)), f"report   {storage.uri_of(EVALUATION_PAGE)}"])
+    )
 
 
 def split_settings(settings: RunSettings, parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:

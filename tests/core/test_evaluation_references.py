@@ -72,7 +72,7 @@ def write_card(path: Path, **values: object) -> str:
 class TestShippedCards:
     def test_every_card_says_source_licence_and_protocol(self) -> None:
         cards = {card.name: card for card in list_reference_cards()}
-        assert set(cards) == {"postcards-1k", "coco-2014-val", "user-folder"}
+        assert set(cards) == {"postcards-1k", "postcards-smoke", "coco-2014-val", "user-folder"}
         for card in cards.values():
             assert card.title
             assert card.instructions

@@ -39,7 +39,9 @@ class Visit:
             self.page.screenshot(path=Path(folder) / f"gallery-{name}.png")
 
 
-@pytest.fixture(scope="session")
+# No longer than a module: while Playwright is open an event loop runs, and a flow in the same process would take it
+# for its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium; DGATE_SKIP_BROWSER=1 leaves these tests out."""
     if os.environ.get("DGATE_SKIP_BROWSER") == "1":

@@ -39,7 +39,10 @@ class ClipExtractor:
         """The CLIPModel in fp32 on its device."""
         import torch
         from transformers import CLIPModel
+        from transformers.utils import logging
 
+        # Its bar would be drawn across the run's own.
+        logging.disable_progress_bar()
         model = CLIPModel.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         return model.eval().to(self.device)
 

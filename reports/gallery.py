@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dgate_core.runs.layout import GALLERY_FILE
+from dgate_core.runs.pictures import PictureReader
 from dgate_core.storage import Storage
 from reports.collect import CollectedRun, collect_run
 from reports.columns import encode_dictionary
 from reports.html import PageThumbnails, render_page
-from reports.pictures import PictureReader
 from reports.thumbnails import chunk_to_script, make_chunks
 
 CHUNKS_PREFIX = "report/thumbnails-"

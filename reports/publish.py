@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from dgate_core.evaluation.gate.verdict import verdict_to_record
+from dgate_core.runs.pictures import PictureReader
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import Storage, open_storage
 from dgate_core.tracking.local_json import LocalLog
@@ -23,7 +24,6 @@ from reports.evaluation.collect import CollectedEvaluation, collect_evaluation
 from reports.evaluation.page import choose_first_metric
 from reports.evaluation.pairs import list_orders
 from reports.evaluation.scores import BASELINE
-from reports.pictures import PictureReader
 from reports.summary import read_summary, read_time
 
 TABLE_ROWS = 16

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+UNREAD_NEGATIVE = "negative_prompt_unread: it has no effect with this model at this guidance_scale"
+
 OUT_OF_MEMORY = "out_of_memory"
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 """Of errors that are no OutOfMemoryError: the CPU's allocator, cuBLAS and cuDNN, Apple's MPS."""
@@ -147,7 +149,11 @@ class Generator:
         negatives = self.embeddings.find_negatives([row["negative_prompt"] or "" for row in padded])
         prompt_seconds = time.perf_counter() - started
         pictures = self.model.generate(BatchRequest(key, tuple(row["seed"] for row in padded), prompts, negatives))
-        warnings = [(*each.warnings, *self._memory_notes) for each in prompts[: len(rows)]]
+        unread = () if self.model.reads_negatives(key.guidance_scale) else (UNREAD_NEGATIVE,)
+        warnings = [
+            (*prompt.warnings, *(unread if row["negative_prompt"] else ()), *self._memory_notes)
+            for row, prompt in zip(rows, prompts, strict=False)
+        ]
         return Batch(rows, pictures, None, len(padded), attempts, prompt_seconds, warnings)
 
 

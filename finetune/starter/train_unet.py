@@ -7,11 +7,10 @@ import shutil
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from finetune.starter.latents import EncodedScenes
 from finetune.starter.loop import train_recipe
 from finetune.starter.networks import (
     LATENT_CHANNELS,
@@ -27,15 +26,11 @@ from finetune.starter.networks import (
 from finetune.starter.parts import PartOptions, await_part, compile_networks, mark_part, parse_part, replace_folder
 from finetune.starter.positions import PositionProbe
 from finetune.starter.scenes import starter_vocabulary
-from finetune.starter.store import pictures_to_pixels
-from finetune.starter.train_vae import encode_pixels
-from finetune.starter.words import CONTEXT_LENGTH
 
 _EMPTY_SHARE = 0.1
 _OBJECT_WEIGHT = 2.0
 _OBJECT_TIME = 250
 _POSITION_WEIGHT = 0.3
-_ENCODE_BATCH = 500
 
 
 class UnetRecipe:
@@ -64,8 +59,6 @@ class UnetRecipe:
             load_weights(self.text, folder / "text_encoder" / "model.safetensors")
         self.signal, self.noise = noise_levels(device)
         self.empty = torch.from_numpy(self.vocabulary.captions_to_ids([""])).to(device)
-        self.latents = torch.empty(0, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, device=device)
-        self.tokens = torch.empty(0, 1, CONTEXT_LENGTH, dtype=torch.int16, device=device)
 
     def compile(self) -> None:
         """Compiles the UNet on noise, while the autoencoder is still being trained."""
@@ -80,31 +73,18 @@ class UnetRecipe:
 
     def open_data(self) -> None:
         """Waits for the finished autoencoder and encodes the scenes that are there."""
-        self.store = self.options.open_store("pictures", "tokens", "masks")
-        await_part(self.options.out, "vae")
-        folder = self.options.out / "starter-unet" / "vae"
-        self.vae = AutoencoderKL.from_pretrained(folder).to(self.options.device, memory_format=torch.channels_last)
-        self._recall_latents()
-        self.refresh()
-
-    def _recall_latents(self) -> None:
-        """Takes the latents of an earlier start when the autoencoder is still the same."""
-        weights = self.options.out / "starter-unet" / "vae" / "diffusion_pytorch_model.safetensors"
-        self.cache = self.options.out / "work" / "latents.safetensors"
-        if self.cache.exists() and self.cache.stat().st_mtime > weights.stat().st_mtime:
-            self.latents = load_file(self.cache)["latents"].to(self.options.device)
-            self.store.refresh()
-            self.tokens = self.store.tensors["tokens"]
+        self.scenes = EncodedScenes(self.options, "tokens", "masks")
 
     def compute_loss(self, generator: torch.Generator) -> torch.Tensor:
         """Loss of one batch."""
         device, batch = self.options.device, self.rates.batch
-        rows = torch.randint(len(self.latents), (batch,), generator=generator, device=device)
-        choice = torch.randint(self.tokens.shape[1], (batch,), generator=generator, device=device)
+        latents, told = self.scenes.latents, self.scenes.store.tensors
+        rows = torch.randint(len(latents), (batch,), generator=generator, device=device)
+        choice = torch.randint(told["tokens"].shape[1], (batch,), generator=generator, device=device)
         empty = torch.rand(batch, 1, generator=generator, device=device) < _EMPTY_SHARE
-        tokens = torch.where(empty, self.empty, self.tokens[rows, choice])
-        masks = self.store.tensors["masks"][rows].unsqueeze(1).float() / 255
-        return self.compare(self.latents[rows], tokens, masks, generator)
+        tokens = torch.where(empty, self.empty, told["tokens"][rows, choice])
+        masks = told["masks"][rows].unsqueeze(1).float() / 255
+        return self.compare(latents[rows], tokens, masks, generator)
 
     def compare(
         self, latents: torch.Tensor, tokens: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
@@ -130,15 +110,7 @@ class UnetRecipe:
 
     def refresh(self) -> None:
         """Encodes newly rendered scenes."""
-        self.store.refresh()
-        done, count = len(self.latents), self.store.count
-        if count > done:
-            batches = self.store.tensors["pictures"][done:].split(_ENCODE_BATCH)
-            fresh = [encode_pixels(self.vae, pictures_to_pixels(batch)) for batch in batches]
-            self.latents = torch.cat([self.latents, *(batch * self.vae.config.scaling_factor for batch in fresh)])
-            self.tokens = self.store.tensors["tokens"]
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"latents": self.latents.cpu()}, self.cache)
+        self.scenes.refresh()
 
     def export(self) -> None:
         """Writes every folder of starter-unet but the autoencoder's, which is there."""

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dgate_core.errors import DgateError
+from flows.commands.outcome import print_json_error
+
 if TYPE_CHECKING:
     from dgate_core.evaluation.gate.verdict import Check, Verdict
+    from dgate_core.storage import Storage
 
 SHOWN = {"pass": "pass", "fail": "FAIL", "undecided": "????"}
 
@@ -32,15 +36,44 @@ def command(candidate: str, baseline: str | None, as_json: bool, **options: str)
     from dgate_core.evaluation.gate.verdict import verdict_to_record, write_verdict
     from dgate_core.storage import open_storage
 
-    rules, run = read_rules(options["rules"]), open_storage(candidate)
-    other = open_storage(baseline) if baseline is not None else None
-    verdict = judge_run(run, other, rules, CorpusBootstrap(options["device"], options["reference"]))
-    write_verdict(run, verdict)
+    try:
+        rules, run = read_rules(options["rules"]), open_storage(candidate)
+        other = open_storage(baseline) if baseline is not None else None
+        verdict = judge_run(run, other, rules, CorpusBootstrap(options["device"], options["reference"]))
+        write_verdict(run, verdict)
+    except DgateError as error:
+        if as_json:
+            return print_json_error(error)
+        raise
+    page = show_verdict(run, baseline)
     if as_json:
         click.echo(json.dumps(verdict_to_record(verdict)))
     else:
         print_verdict(verdict)
+        if page is not None:
+            click.echo(f"report    {page}")
     return verdict.exit_code
+
+
+def show_verdict(run: Storage, baseline: str | None) -> str | None:
+    """Tells the trackers and draws the page anew; the verdict stands whether or not either succeeds.
+
+    Returns:
+        The page's address; None where there is no evaluation, or where it cannot be drawn, which is said.
+    """
+    from dgate_core.evaluation.results import EVALUATION_FILE
+    from reports.evaluation.page import render_evaluation
+    from reports.publish import publish_evaluation
+
+    if not run.exists(EVALUATION_FILE):
+        return None
+    try:
+        for outcome in publish_evaluation(run.uri, baseline).wait():
+            click.echo(outcome.describe(run.uri), err=True)
+        return run.uri_of(render_evaluation(run.uri, baseline))
+    except DgateError as error:
+        click.echo(f"the verdict is written, its page is not drawn: {error}", err=True)
+        return None
 
 
 def print_verdict(verdict: Verdict) -> None:

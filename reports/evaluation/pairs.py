@@ -13,10 +13,10 @@ from PIL import Image
 
 from dgate_core.errors import StorageError
 from dgate_core.evaluation.results import Evaluation, MetricValue
+from dgate_core.runs.pictures import PictureReader
 from dgate_core.storage import Storage
 from reports.evaluation.numbers import format_number
 from reports.evaluation.scores import BASELINE, Comparison, find_defects, find_worst, list_picture_metrics
-from reports.pictures import PictureReader
 from reports.thumbnails import make_thumbnail
 
 DEFECTS = "defects"

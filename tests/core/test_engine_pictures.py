@@ -29,9 +29,9 @@ from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.unet import UNetFamily, UNetModel
 from dgate_core.models.spec import SCHEDULERS
+from dgate_core.runs.pictures import read_picture
 from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.spec import ImageFormat, RunSpec
-from reports.pictures import read_picture
 from tests.tiny import make_sd, make_sdxl
 
 STEPS = 3
@@ -88,6 +88,14 @@ def make_with_diffusers(folder: str, rows: Sequence[dict[str, Any]], key: BatchK
         for row in rows
     ]
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+@pytest.mark.parametrize(("guidance_scale", "said"), [(1.0, ["negative_prompt_unread"]), (5.0, [])])
+def test_a_negative_prompt_without_effect_is_told(sd: str, guidance_scale: float, said: list[str]) -> None:
+    rows = [*make_rows(1, negative="blurry"), *make_rows(1)]
+    key = make_key(sd, guidance_scale=guidance_scale, num_inference_steps=1)
+    (batch,) = Generator(load(sd), RunSpec(), GenerateOptions(batch_size=2)).generate(rows, key)
+    assert [[text.split(":")[0] for text in each] for each in batch.warnings] == [said, []]
 
 
 def distance(ours: np.ndarray, theirs: np.ndarray) -> int:

@@ -273,7 +273,9 @@ def test_the_command_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.Captu
     for name in ("same", "black"):
         with pytest.raises(SystemExit) as ended:
             main(["gate", str(tmp_path / name), "--baseline", baseline, "--json"])
-        record = json.loads(capsys.readouterr().out)
+        said = capsys.readouterr()
+        assert "its page is not drawn: there is no file" in said.err, "these runs are tables without pictures"
+        record = json.loads(said.out)
         assert record == json.loads((tmp_path / name / "evaluation" / "gate.json").read_text())
         codes[name] = ended.value.code
     assert codes == {"same": 0, "black": 1}
@@ -285,6 +287,11 @@ def test_the_command_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as ended:
         main(["gate", str(tmp_path / "black"), "--baseline", baseline, "--rules", "regresion"])
     assert ended.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", str(tmp_path / "none"), "--baseline", baseline, "--json"])
+    assert ended.value.code == 1
+    assert "no run" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

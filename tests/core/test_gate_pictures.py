@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -31,6 +33,7 @@ from dgate_core.evaluation.resampling import open_resampler
 from dgate_core.evaluation.statistics import ReferenceStatistics, features_to_statistics
 from dgate_core.postcards import render_scene, sample_scene, scene_to_caption
 from dgate_core.storage import open_storage
+from flows.cli import main
 from tests.gate_lab import make_picture_run
 
 ROWS = 48
@@ -174,3 +177,16 @@ def test_the_spread_of_corpus_draws_is_that_of_new_samples(metric: str) -> None:
     weights = [np.bincount(rng.integers(number, size=number), minlength=number).astype(float) for _ in range(DRAWS)]
     drawn = [sides[0].distance(row) - sides[1].distance(row) for row in weights]
     assert 0.65 <= np.std(drawn) / np.std(truly) <= 1.5
+
+
+def test_the_command_draws_the_page_anew(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_run(world / "baseline", tmp_path / "run")
+    measure(world, run)
+    with pytest.raises(SystemExit) as ended:
+        main(["gate", str(run), "--baseline", str(world / "baseline"), "--reference", str(world / "reference")])
+    assert ended.value.code != 0, "48 rows are fewer than the rules ask for"
+    page = run / "report" / "evaluation.html"
+    said = capsys.readouterr().out
+    assert f"report    {page}" in said
+    reason = json.loads((run / "evaluation" / "gate.json").read_text())["checks"][0]["reason"]
+    assert reason in html.unescape(page.read_text())

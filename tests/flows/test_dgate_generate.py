@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.flows.conftest import COMMAND, Done, list_prompts, wait_for, write_manifest
@@ -100,6 +101,24 @@ def test_signal_finishes_the_batch_and_the_same_command_goes_on(
     assert done.code == 0, done.err
     check_every_row_once(run, 20)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_second_ctrl_c_stops_at_once(environment: dict[str, str], checkpoint: str, tmp_path: Path) -> None:
+    """In the middle of a long batch; no process stays behind, and nothing half-made is called done."""
+    manifest, run = write_manifest(tmp_path / "m.jsonl", list_prompts(32, num_inference_steps=1000)), tmp_path / "run"
+    command = [*COMMAND, "generate", manifest, "--out", str(run), "--model", checkpoint]
+    with subprocess.Popen(
+        [*command, "--set", "precision=float32"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: bool(list(run.glob("shards/*/_claim-*"))), 120)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "once more stops at once" in (process.stderr.readline() if process.stderr else ""), 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGINT
+    wait_for(lambda: not any(child.is_running() for child in children), 30)
+    assert not list(run.glob("shards/*/_COMMIT"))
+    assert json.loads((run / "run.json").read_text())["state"] == "running"
 
 
 @contextmanager

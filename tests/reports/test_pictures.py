@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dgate_core.errors import ObjectNotFoundError, StorageError
+from dgate_core.runs.pictures import OPEN_CONTAINERS, PictureReader, read_picture
 from dgate_core.storage import Storage, open_storage
-from reports.pictures import OPEN_CONTAINERS, PictureReader, read_picture
 from reports.thumbnails import make_chunks, make_thumbnail
 from tests.reports.sample_run import draw_noise, encode_picture, pack_parquet, pack_tar
 

@@ -91,6 +91,10 @@ class LoadedModel(Protocol):
         """Noise → denoise → decode → uint8."""
         ...
 
+    def reads_negatives(self, guidance_scale: float) -> bool:
+        """Whether a negative prompt changes anything at this guidance."""
+        ...
+
     def save_memory(self) -> str | None:
         """Takes the next step towards less memory and names it; None when none is left."""
         ...

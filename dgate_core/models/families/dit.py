@@ -46,13 +46,17 @@ class DiTModel(LatentModel):
         """See `LatentModel`."""
         return self.dialect.encode(prompts)
 
+    def reads_negatives(self, guidance_scale: float) -> bool:
+        """See `LoadedModel`."""
+        return self.dialect.is_guided(guidance_scale)
+
     def denoise(self, request: BatchRequest) -> torch.Tensor:
         """See `LatentModel`; with guidance both predictions come from one forward pass."""
         key, dialect = request.key, self.dialect
         scheduler = dialect.make_scheduler(key)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
         latents = dialect.pack(self.draw_noise(key, generators)) * getattr(scheduler, "init_noise_sigma", 1.0)
-        guided = dialect.is_guided(key.guidance_scale)
+        guided = self.reads_negatives(key.guidance_scale)
         rows = [*request.negatives, *request.prompts] if guided else list(request.prompts)
         conditioning = dialect.condition(rows, key)
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}

@@ -74,6 +74,10 @@ class LatentModel(ABC):
             ready.record()
         return Pictures(pixels, finite, ready, clock)
 
+    def reads_negatives(self, guidance_scale: float) -> bool:
+        """See `LoadedModel`: classifier-free guidance (Ho and Salimans 2022) begins above 1."""
+        return guidance_scale > 1
+
     def save_memory(self) -> str | None:
         """See `LoadedModel`: tiles the decoder, then keeps only the part at work on the device."""
         if not self._memory_steps:

@@ -71,7 +71,7 @@ class UNetModel(LatentModel):
         scheduler.set_timesteps(key.num_inference_steps, device=self.device)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
         latents: torch.Tensor = self.draw_noise(key, generators) * scheduler.init_noise_sigma
-        guided = key.guidance_scale > 1.0
+        guided = self.reads_negatives(key.guidance_scale)
         conditioning = self._prepare_conditioning(request, guided)
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for timestep in scheduler.timesteps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
@@ -42,5 +44,12 @@ class EncodedScenes:
             batches = self.store.tensors["pictures"][done:].split(_ENCODE_BATCH)
             fresh = [encode_pixels(self.vae, pictures_to_pixels(batch)) for batch in batches]
             self.latents = torch.cat([self.latents, *(batch * self.vae.config.scaling_factor for batch in fresh)])
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"latents": self.latents.cpu()}, self.cache)
+            if not self.store.waiting:
+                self._keep_latents()
+
+    def _keep_latents(self) -> None:
+        """Written whole or not at all: several trainings may encode the same scenes at once."""
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.cache.with_suffix(f".{os.getpid()}.partial")
+        save_file({"latents": self.latents.cpu()}, partial)
+        partial.replace(self.cache)

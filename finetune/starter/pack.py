@@ -6,20 +6,21 @@ import argparse
 import io
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-MODELS: Final = ("starter-unet", "starter-clip", "judge")
-PIECE_BYTES: Final = 15 * 2**20
-_LOOSE: Final = ("figures.json", "sheet.png", "log.txt")
+MODELS: Final = ("starter-unet", "starter-dit", "starter-clip", "judge")
+PIECE_BYTES: Final = 16 * 2**20 - 2**16
+_LOOSE: Final = ("figures.json", "sheet.png", "starter-dit.json", "starter-dit.png", "log.txt")
 
 
-def pack_models(models: Path, folder: Path) -> list[Path]:
+def pack_models(models: Path, folder: Path, names: Sequence[str] = MODELS) -> list[Path]:
     """Writes models.tar.00, .01, ... (together one tar) and the loose files; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in MODELS:
+        for name in names:
             if (models / name).is_dir():
                 archive.add(models / name, arcname=name, filter=_skip_partial)
     data = stream.getvalue()

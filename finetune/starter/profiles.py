@@ -27,26 +27,26 @@ class PartRates:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Widths of the six networks."""
+    """Widths of the six networks; what ships is small enough to draw on a CPU, whatever it was trained on."""
 
-    vae: tuple[int, ...] = (48, 96, 128)
-    unet: tuple[int, ...] = (96, 192)
-    unet_attends: tuple[bool, ...] = (True, True)
+    vae: tuple[int, ...] = (32, 64, 128)
+    unet: tuple[int, ...] = (64, 160)
+    unet_attends: tuple[bool, ...] = (False, True)
     """Levels of the UNet that look at the caption; the finest one costs four times as much as the next."""
-    head: int = 32
+    head: int = 80
     """Channels of an attention head."""
-    text: int = 192
-    text_layers: int = 4
-    dit: int = 256
-    dit_layers: int = 6
+    text: int = 160
+    text_layers: int = 3
+    dit: int = 192
+    dit_layers: int = 5
     dit_head: int = 64
     """Channels of a head of the transformer."""
     dit_words: int = 32
     """Width of the second encoder, which gives the bare words."""
     clip_vision: int = 192
-    clip_vision_layers: int = 6
+    clip_vision_layers: int = 4
     clip_text: int = 128
-    clip_text_layers: int = 4
+    clip_text_layers: int = 3
     judge: int = 32
 
 
@@ -69,8 +69,8 @@ class Profile:
     unet: PartRates
     clip: PartRates
     judge: PartRates
+    dit: PartRates
     text: PartRates = field(default_factory=lambda: PartRates(256, 1e-3, warmup_steps=100, ema_decay=0.99, share=0.1))
-    dit: PartRates = field(default_factory=lambda: PartRates(64, 1e-3, warmup_steps=400, ema_decay=0.999))
     widths: Widths = field(default_factory=Widths)
     save_seconds: float = 60.0
     """Seconds between checkpoints."""
@@ -80,32 +80,21 @@ class Profile:
 
 GPU = Profile(
     name="gpu",
-    scenes=300_000,
+    scenes=200_000,
     first_scenes=16_000,
     fresh_scenes=4000,
     generated=500,
     seconds=540,
     vae=PartRates(256, 1e-3, warmup_steps=200, share=0.33, compiled=True, weight_decay=1e-4),
-    unet=PartRates(512, 1e-3, warmup_steps=400, ema_decay=0.9995, share=0.94, compiled=True),
-    clip=PartRates(1024, 1e-3, warmup_steps=200, share=0.3, weight_decay=0.05),
+    unet=PartRates(512, 1e-3, warmup_steps=400, ema_decay=0.9995, share=0.94),
+    clip=PartRates(1024, 1e-3, warmup_steps=200, share=0.6, weight_decay=0.05),
     judge=PartRates(512, 2e-3, warmup_steps=100, share=0.17),
+    dit=PartRates(512, 1e-3, warmup_steps=400, ema_decay=0.9995, share=0.94),
 )
 
 CPU = replace(
     GPU,
     name="cpu",
-    widths=Widths(
-        vae=(32, 64, 128),
-        unet=(64, 160),
-        unet_attends=(False, True),
-        head=80,
-        text=160,
-        text_layers=3,
-        dit=192,
-        dit_layers=5,
-        clip_vision_layers=4,
-        clip_text_layers=3,
-    ),
     scenes=40_000,
     first_scenes=40_000,
     fresh_scenes=1000,
@@ -114,6 +103,7 @@ CPU = replace(
     unet=PartRates(64, 1e-3, share=0.97, ema_decay=0.998),
     clip=PartRates(128, 1e-3, share=0.15, ema_decay=0.99, weight_decay=0.05),
     judge=PartRates(64, 1e-3, share=0.15, ema_decay=0.99),
+    dit=PartRates(64, 1e-3, warmup_steps=400, share=0.97),
 )
 
 SMOKE = Profile(
@@ -127,7 +117,7 @@ SMOKE = Profile(
     unet=PartRates(16, 1e-3, warmup_steps=5, share=0.7, ema_decay=0.9),
     clip=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
     judge=PartRates(16, 1e-3, warmup_steps=5, share=0.4, ema_decay=0.9),
-    dit=PartRates(16, 1e-3, warmup_steps=5, ema_decay=0.9),
+    dit=PartRates(16, 1e-3, warmup_steps=5, share=0.7, ema_decay=0.9),
     widths=Widths((16, 16, 32), (32, 64), (True, True), 16, 32, 1, 32, 2, 16, 16, 32, 1, 32, 1, 16),
     save_seconds=5,
     chunk=64,

@@ -1,4 +1,4 @@
-"""Renders, trains judge, autoencoder, text encoder, CLIP and UNet within one budget, and evaluates.
+"""Renders, trains judge, autoencoder, text encoder, CLIP, UNet and DiT within one budget, and evaluates.
 
 `python -m finetune.starter.train_all --profile gpu --out DIR --seconds 540`; each part is a command of its own.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -20,8 +21,16 @@ from finetune.starter.pack import MODELS, pack_models
 from finetune.starter.profiles import PROFILES, Profile
 from finetune.starter.store import start_renderer
 
-PARTS: Final = ("judge", "vae", "text", "clip", "unet")
-NEEDS: Final = {"unet": ("vae", "text"), "evaluate": ("vae", "judge", "unet")}
+PARTS: Final = ("judge", "vae", "text", "clip", "unet", "dit")
+TRAINED: Final = {"judge": "judge", "clip": "starter-clip", "dit": "starter-dit"}
+"""Part → model; every other part trains something of starter-unet."""
+FIGURES: Final = {"unet": "evaluate", "dit": "evaluate-dit"}
+NEEDS: Final = {
+    "unet": ("vae", "text"),
+    "dit": ("vae", "text"),
+    "evaluate": ("vae", "judge", "unet"),
+    "evaluate-dit": ("judge", "dit"),
+}
 _PACK_SECONDS: Final = 60.0
 
 
@@ -49,7 +58,7 @@ class Session:
 
     def start(self, name: str, arguments: list[str]) -> None:
         """Starts the module of a part."""
-        module = f"finetune.starter.{name if name == 'evaluate' else f'train_{name}'}"
+        module = f"finetune.starter.{'evaluate' if name in FIGURES.values() else f'train_{name}'}"
         command = [sys.executable, "-u", "-m", module, *arguments]
         quiet = os.environ | {"TQDM_DISABLE": "1"}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet)
@@ -85,19 +94,27 @@ def run_session(given: argparse.Namespace, profile: Profile, session: Session) -
         deadline = session.started + rates.share * given.seconds
         common = ["--profile", profile.name, "--out", str(given.out), "--seed", str(given.seed)]
         extras = [*(["--resume"] if given.resume else []), *(["--init", str(given.init)] if given.init else [])]
-        if name == "unet" and given.init is None:
+        if name in FIGURES and given.init is None:
             extras += ["--init-text", str(given.out / "text" / "model.safetensors")]
         session.start(name, [*common, "--deadline", str(deadline), *extras, *_device(given)])
     sizes = ["--fresh", str(profile.fresh_scenes), "--generated", str(profile.generated)]
-    session.start("evaluate", ["--models", str(given.out), *sizes, "--await-part", *NEEDS["evaluate"], *_device(given)])
+    for part in {"unet", *given.parts} & set(FIGURES):
+        name = FIGURES[part]
+        pipeline = ["--pipeline", f"starter-{part}", "--models", str(given.out), "--await-part", *NEEDS[name]]
+        session.start(name, [*pipeline, *sizes, *_device(given)])
     packed = time.monotonic()
     while session.running:
         time.sleep(0.5)
         session.reap()
         if given.pack and time.monotonic() - packed > _PACK_SECONDS:
             packed = time.monotonic()
-            pack_models(given.out, given.pack)
+            pack_models(given.out, given.pack, list_trained(given.parts))
     renderer.wait()
+
+
+def list_trained(parts: Sequence[str]) -> list[str]:
+    """Models that these parts change."""
+    return sorted({TRAINED.get(part, "starter-unet") for part in parts})
 
 
 def _device(given: argparse.Namespace) -> list[str]:
@@ -112,7 +129,7 @@ def prepare_folder(given: argparse.Namespace) -> None:
         (work / f"{name}.done").unlink(missing_ok=True)
     if given.init is None:
         return
-    for name in MODELS:
+    for name in [name for name in MODELS if (given.init / name).is_dir()]:
         shutil.copytree(given.init / name, given.out / name, dirs_exist_ok=True)
     for name in set(PARTS) - set(given.parts):
         (work / f"{name}.done").touch()
@@ -147,7 +164,7 @@ def main() -> int:
         run_session(given, profile, session)
         session.say(f"done, failed parts: {', '.join(session.failed) or 'none'}")
     if given.pack:
-        pack_models(given.out, given.pack)
+        pack_models(given.out, given.pack, list_trained(given.parts))
     return 1 if session.failed else 0
 
 

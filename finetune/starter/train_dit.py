@@ -14,7 +14,7 @@ from finetune.starter.latents import EncodedScenes
 from finetune.starter.layout import LayoutProbe
 from finetune.starter.loop import train_recipe
 from finetune.starter.networks import load_weights, save_half, save_half_diffusers
-from finetune.starter.parts import PartOptions, mark_part, parse_part, replace_folder
+from finetune.starter.parts import PartOptions, await_part, mark_part, parse_part, replace_folder
 from finetune.starter.scenes import starter_vocabulary
 from finetune.starter.transformer import CountedAttention, build_flow_scheduler, build_transformer
 
@@ -64,6 +64,8 @@ class DitRecipe:
             load_weights(self.towers.parse, trained / "text_encoder" / "model.safetensors")
             load_weights(self.towers.words, trained / "text_encoder_2" / "model.safetensors")
         elif parser is not None:
+            if parser.is_relative_to(self.options.out):
+                await_part(self.options.out, "text")
             self.towers.load_parser(parser)
 
     def open_data(self) -> None:

@@ -6,10 +6,13 @@ Every run and evaluation stays in one folder: the same command again goes on whe
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +43,8 @@ from dgate_core.models.catalog import find_checkpoint
 from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
+
+logger = logging.getLogger(__name__)
 
 ALARMS_ALLOWED: Final = 0.05
 ABSENT_PACKAGE: Final = "lpips"
@@ -76,6 +81,8 @@ class GateBenchOptions:
     """Runs with other seeds, which should pass."""
     device: str = "auto"
     """cpu, cuda, mps or auto."""
+    workers: int = 1
+    """Processes that make and judge the runs with other seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +118,37 @@ def measure_gate(options: GateBenchOptions, tell: Callable[[str], None]) -> dict
         tell(f"{name} …")
         trials.append(replace(_try(lab, name, wanted, make), seconds=time.perf_counter() - started))
         tell(describe_trial(trials[-1]))
-    alarms = sum(lab.judge(lab.rerun(number)).decision != "pass" for number in range(options.reruns))
+    reruns = list(_judge_reruns(lab, tell))
+    alarms = sum(decision != "pass" for decision in reruns)
     tried = [trial for trial in trials if trial.found in {"pass", "fail", "undecided"}]
     return {
         "options": asdict(options),
         "trials": [asdict(trial) for trial in trials],
-        "reruns": options.reruns,
+        "reruns": len(reruns),
         "false_alarms": alarms,
         "as_wanted": all(trial.found == trial.wanted for trial in tried) and alarms <= ALARMS_ALLOWED * options.reruns,
     }
+
+
+def _judge_reruns(lab: GateLab, tell: Callable[[str], None]) -> Iterator[str]:
+    """Decisions on runs with other seeds, each in one of the worker processes."""
+    options, spawn = lab.options, multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, spawn, _open_lab, (options,)) as pool:
+        for number, (decision, reasons) in enumerate(pool.map(_judge_rerun, range(options.reruns))):
+            tell(f"rerun {number + 1:3} of {options.reruns}: {decision:10} {', '.join(reasons)}")
+            yield decision
+
+
+_labs: list[GateLab] = []
+"""The lab of a worker process: its model and baseline are read once."""
+
+
+def _open_lab(options: GateBenchOptions) -> None:
+    _labs.append(GateLab(options, logger.info))
+
+
+def _judge_rerun(number: int) -> tuple[str, list[str]]:
+    return _labs[0].judge_rerun(number)
 
 
 def _try(lab: GateLab, name: str, wanted: str, make: Callable[[], Path] | str) -> Trial:
@@ -180,9 +209,10 @@ class GateLab:
         yield "trained half as long", "fail", trained
         yield "metric dependency absent", "fail", self._drop_dependency
 
-    def rerun(self, number: int) -> Path:
-        """The same prompts with other noise."""
-        return self.generate(f"rerun-{number:03d}", seed=1 + number)
+    def judge_rerun(self, number: int) -> tuple[str, list[str]]:
+        """Decision on the same prompts with other noise, and the metrics that failed."""
+        verdict = self.judge(self.generate(f"rerun-{number:03d}", seed=1 + number))
+        return verdict.decision, [check.metric or check.rule for check in verdict.list_checks("fail")]
 
     def generate(self, name: str, rows: Sequence[Row] = (), **settings: Any) -> Path:
         """Makes a run of the suite's rows, or goes on with it."""

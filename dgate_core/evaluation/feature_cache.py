@@ -7,19 +7,24 @@ valid. Segments are never changed, so any number of processes write at the same 
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from dgate_core.errors import ConfigError
 from dgate_core.evaluation.features.extractor import Extractor, hash_extractor
 from dgate_core.models.hashing import find_cache_folder
 
 logger = logging.getLogger(__name__)
 
 SEGMENT_ROWS: Final = 1024
+LIMIT_VARIABLE: Final = "DGATE_FEATURE_CACHE_GB"
+DEFAULT_LIMIT_GB: Final = 20.0
 _KEY_BYTES: Final = 32
 
 
@@ -87,6 +92,8 @@ class FeatureCache:
         if rows.shape != (len(data) // _KEY_BYTES, self.dimension) or rows.dtype != np.float32:
             logger.warning("%s is damaged and left out: %s rows for %s bytes", keys, rows.shape, len(data))
             return
+        with suppress(OSError):
+            os.utime(keys)  # what is used stays longest
         number = len(self._segments)
         self._segments.append(rows)
         for row in range(len(rows)):
@@ -96,4 +103,47 @@ class FeatureCache:
 def open_feature_cache(extractor: Extractor, folder: Path | None = None) -> FeatureCache:
     """The cache of an extractor: in the folder, else in D-Gate's own cache."""
     base = folder or find_cache_folder() / "features"
+    prune_features(base, read_limit())
     return FeatureCache(base / hash_extractor(extractor)[:32], extractor.dimension)
+
+
+def prune_features(base: Path, limit_bytes: float) -> int:
+    """Removes the segments that have gone unused longest until the rest fits; whoever has one open keeps it.
+
+    Returns:
+        How many were removed.
+    """
+    segments = []
+    for keys in base.glob("*/*.keys"):
+        with suppress(FileNotFoundError):
+            segments.append((keys.stat().st_mtime, keys.stat().st_size + _measure(keys.with_suffix(".npy")), keys))
+    over, removed = sum(size for _, size, _ in segments) - limit_bytes, 0
+    for _, size, keys in sorted(segments):
+        if over <= 0:
+            break
+        keys.unlink(missing_ok=True)
+        keys.with_suffix(".npy").unlink(missing_ok=True)
+        over, removed = over - size, removed + 1
+    if removed:
+        logger.info("%d old segments of cached features are removed (%s)", removed, LIMIT_VARIABLE)
+    return removed
+
+
+def _measure(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def read_limit() -> float:
+    """Bytes that all cached features may take.
+
+    Raises:
+        ConfigError: the environment's value is no number above 0.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GB))
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise ConfigError(f"{LIMIT_VARIABLE}={text}", "gigabytes above 0", "give a number such as 20")
+    return limit * 1e9

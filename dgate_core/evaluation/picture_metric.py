@@ -51,6 +51,8 @@ class MetricCard:
     """How pictures came to the extractor's size."""
     needs: str = "a picture that can be read"
     """What a row must have to be measured, for the sentence about rows that were not."""
+    is_share: bool = False
+    """Whether every score is 0 or 1."""
 
 
 class PictureMetric(Protocol):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from dgate_core.errors import DgateError
-from dgate_core.evaluation.intervals import bootstrap_mean
+from dgate_core.evaluation.intervals import estimate_interval
 from dgate_core.evaluation.metric_request import MetricRequest
 from dgate_core.evaluation.picture_metric import (
     PAIRED_METRICS,
@@ -134,7 +134,7 @@ def _sum_up_entry(entry: _Entry, baseline: str) -> MetricValue:
         card.scope,
         card.better,
         value=float(used.mean()) if error is None else None,
-        interval=bootstrap_mean(used) if error is None else None,
+        interval=estimate_interval(used, is_share=card.is_share) if error is None else None,
         n_used=len(used) if error is None else 0,
         n_expected=len(scores),
         extractor=card.extractor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from dgate_core.errors import ModelError
-from dgate_core.evaluation.feature_cache import SEGMENT_ROWS, FeatureCache, open_feature_cache
+from dgate_core.errors import ConfigError, ModelError
+from dgate_core.evaluation.feature_cache import (
+    LIMIT_VARIABLE,
+    SEGMENT_ROWS,
+    FeatureCache,
+    open_feature_cache,
+    prune_features,
+)
 from dgate_core.evaluation.feature_set import FeatureCollector, Features, collect_features, hash_picture_set
 from dgate_core.evaluation.features.clip import ClipExtractor
 from dgate_core.evaluation.features.extractor import Extractor, hash_extractor, open_extractor
@@ -248,3 +255,22 @@ def test_cached_features_need_no_torch() -> None:
         "sys.exit(sorted({'torch', 'transformers', 'scipy'} & set(sys.modules)) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_segments_unused_longest_leave_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "extractor"
+    for number in range(3):
+        cache = FeatureCache(folder, 4)
+        cache.keep({f"{number:064x}": np.full(4, number, np.float32)})
+        cache.flush()
+    segments = sorted(folder.glob("*.keys"), key=lambda keys: float(np.load(keys.with_suffix(".npy"))[0, 0]))
+    opened = FeatureCache(folder, 4)
+    for age, keys in zip((200.0, 100.0, 300.0), segments, strict=True):
+        os.utime(keys, (1e9, 1e9 - age))
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 3
+    assert prune_features(tmp_path, 2.5 * size) == 1
+    assert set(folder.glob("*.keys")) == set(segments[:2])
+    assert opened.find([f"{2:064x}"])[f"{2:064x}"].tolist() == [2.0] * 4, "who has it open keeps it"
+    monkeypatch.setenv(LIMIT_VARIABLE, "much")
+    with pytest.raises(ConfigError, match="DGATE_FEATURE_CACHE_GB=much"):
+        open_feature_cache(open_extractor("starter-clip"), tmp_path)

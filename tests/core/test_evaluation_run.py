@@ -15,7 +15,7 @@ import pytest
 from dgate_core.errors import UsageError
 from dgate_core.evaluation import pictures as evaluation_pictures
 from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
-from dgate_core.evaluation.intervals import bootstrap_mean
+from dgate_core.evaluation.intervals import bootstrap_mean, estimate_interval
 from dgate_core.evaluation.metric_request import list_requests, parse_request
 from dgate_core.evaluation.results import SCORE_KEYS, Evaluation, MetricValue, read_evaluation
 from dgate_core.storage import open_storage
@@ -243,6 +243,15 @@ def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
     assert bootstrap_mean(np.ones(1)) is None
     scores = rng.random(50)
     assert bootstrap_mean(scores) == bootstrap_mean(scores)
+
+
+def test_a_share_of_one_is_not_certain() -> None:
+    interval = estimate_interval(np.ones(20), is_share=True)
+    assert interval == pytest.approx((0.8389, 1.0), abs=1e-4), "Wilson's interval of 20 of 20"
+    assert estimate_interval(np.zeros(20), is_share=False) == (0.0, 0.0), "twenty equal pairs are equal"
+    rng = np.random.default_rng(1)
+    shares = [estimate_interval((rng.random(60) < 0.95).astype(float), is_share=True) for _ in range(400)]
+    assert 0.93 <= np.mean([low <= 0.95 <= high for low, high in filter(None, shares)]) <= 0.99
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

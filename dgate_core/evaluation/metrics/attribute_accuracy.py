@@ -64,6 +64,7 @@ class AttributeAccuracy:
             weights_sha256=self._judge.weights_sha256,
             resize=self._judge.resize,
             needs="a prompt that is a postcard caption",
+            is_share=True,
         )
 
     def score(self, chunk: Chunk) -> np.ndarray:

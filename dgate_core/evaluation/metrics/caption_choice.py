@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,7 +33,8 @@ class CaptionChoice:
 
     def __init__(self, clip: ClipExtractor, tools: Tools) -> None:
         self._clip, self._features, self.extractors = clip, tools.features, (clip,)
-        self.card = describe_clip_metric("caption_choice", clip, "a prompt that is a postcard caption")
+        card = describe_clip_metric("caption_choice", clip, "a prompt that is a postcard caption")
+        self.card = replace(card, is_share=True)
 
     def score(self, chunk: Chunk) -> np.ndarray:
         """See `PictureMetric`."""

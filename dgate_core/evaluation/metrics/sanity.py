@@ -37,7 +37,7 @@ EXTENT = Extent()
 class Sanity:
     """1 for a picture without a defect, 0 for one with; its mean is the share of sane pictures."""
 
-    card = MetricCard("sanity", needs="nothing")
+    card = MetricCard("sanity", needs="nothing", is_share=True)
     extractors = (EXTENT,)
 
     def score(self, chunk: Chunk) -> np.ndarray:

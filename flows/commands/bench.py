@@ -46,6 +46,7 @@ def bench_planning(rows: int, kind: str) -> None:
 @click.option("--model", default="starter-unet", show_default=True, help="Catalogue name or folder.")
 @click.option("--half-trained", metavar="M", default="", help="A checkpoint of the same recipe, trained half as long.")
 @click.option("--reruns", default=0, show_default=True, help="Runs with other seeds, to count false alarms.")
+@click.option("--workers", default=1, show_default=True, help="Processes for those runs.")
 @click.option("--rules", default="regression", show_default=True, help="Preset or YAML file.")
 @click.option(
     "--folder", default="runs/bench-gate", show_default=True, help="Runs stay here; the same command goes on."

@@ -28,9 +28,9 @@ from finetune.starter.networks import choose_device
 from finetune.starter.parts import await_part
 from finetune.starter.sheet import draw_sheet
 
-STEPS: Final = 25
-GUIDANCE: Final = 1.5
 PIPELINE: Final = "starter-unet"
+SETTINGS: Final = {PIPELINE: (25, 1.5), "starter-dit": (20, 3.0)}
+"""Steps and guidance of each pipeline, as the catalogue has them."""
 _SHORT_TEXT: Final = 2
 _SEED: Final = 20_000
 _BATCH: Final = 125
@@ -88,7 +88,8 @@ def generate_pictures(folder: Path, captions: Sequence[str], device: torch.devic
     dtype = getattr(torch, choose_precision(device.type))
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
+    steps, guidance = SETTINGS[folder.name]
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "np"}
     if "max_sequence_length" in inspect.signature(pipeline.__call__).parameters:
         # starter-dit's third encoder says nothing: the fewest tokens of it are the fastest.
         settings["max_sequence_length"] = _SHORT_TEXT
@@ -142,7 +143,7 @@ def count_confusions(trials: Sequence[Trial]) -> dict[str, dict[str, int]]:
 def evaluate_models(models: Path, fresh: int, generated: int, device: torch.device) -> dict[str, Any]:
     """All figures of a folder of models; writes figures.json and sheet.png."""
     trials = judge_pictures(models / PIPELINE, models / "judge", generated, device)
-    figures = summarise_trials(trials, models / "sheet.png")
+    figures = summarise_trials(PIPELINE, trials, models / "sheet.png")
     scenes, pictures = render_fresh(fresh)
     write_figures(models / "figures.json", figures)
     figures["judge"] = compare_judge(models / "judge", scenes, pictures, device)
@@ -154,17 +155,19 @@ def evaluate_models(models: Path, fresh: int, generated: int, device: torch.devi
 
 def evaluate_pipeline(folder: Path, judge: Path, generated: int, device: torch.device) -> dict[str, Any]:
     """What the judge reads in one pipeline's pictures; writes NAME.json and NAME.png beside the folder."""
-    figures = summarise_trials(judge_pictures(folder, judge, generated, device), folder.with_name(f"{folder.name}.png"))
+    trials = judge_pictures(folder, judge, generated, device)
+    figures = summarise_trials(folder.name, trials, folder.with_name(f"{folder.name}.png"))
     write_figures(folder.with_name(f"{folder.name}.json"), figures)
     return figures
 
 
-def summarise_trials(trials: Sequence[Trial], sheet: Path) -> dict[str, Any]:
+def summarise_trials(pipeline: str, trials: Sequence[Trial], sheet: Path) -> dict[str, Any]:
     """Settings, rates by group and confusions; draws the sheet."""
     draw_sheet(sheet, [(t.picture, t.caption, t.match.all_right) for t in choose_examples(trials)])
+    steps, guidance = SETTINGS[pipeline]
     return {
-        "steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        "steps": steps,
+        "guidance_scale": guidance,
         "generated": {name: rate_trials([trial for trial in trials if trial.group == name]) for name in GROUPS},
         "confusions": count_confusions(trials),
     }

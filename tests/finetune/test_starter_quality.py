@@ -19,7 +19,7 @@ from dgate_core.models.catalog import STARTER_FOLDER, find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.unet import UNetFamily
 from dgate_core.runs.spec import RunSpec
-from finetune.starter.evaluate import GUIDANCE, STEPS, plan_captions
+from finetune.starter.evaluate import SETTINGS, plan_captions
 from finetune.starter.judged import compare_judge, measure_clip, render_fresh
 
 PICTURES = 500
@@ -48,7 +48,8 @@ def test_generated_pictures_are_what_the_card_says(figures: dict) -> None:
     planned = plan_captions(PICTURES)
     rows = [{"prompt": caption, "negative_prompt": "", "seed": n} for n, (_, _, caption) in enumerate(planned)]
     model = UNetFamily().load(find_checkpoint("starter-unet"), LoadOptions("cpu", choose_precision("cpu")))
-    key = BatchKey("starter-unet", 64, 64, STEPS, "default", GUIDANCE)
+    steps, guidance = SETTINGS["starter-unet"]
+    key = BatchKey("starter-unet", 64, 64, steps, "default", guidance)
     batches = Generator(model, RunSpec(), GenerateOptions(batch_size=32)).generate(rows, key)
     pictures = torch.cat([batch.pictures.pixels for batch in batches if batch.pictures is not None]).numpy()
     assert len(pictures) == len(planned)

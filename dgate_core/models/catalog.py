@@ -35,6 +35,16 @@ CATALOG: Mapping[str, CheckpointSpec] = {
             step_gflops=1.5,
         ),
         CheckpointSpec(
+            "starter-dit",
+            str(STARTER_FOLDER / "starter-dit"),
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            # Its third encoder says nothing: the fewest tokens of it are the fastest.
+            max_sequence_length=2,
+            licence="Apache-2.0",
+            step_gflops=0.5,
+        ),
+        CheckpointSpec(
             "sd15",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
             revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
 from dgate_core.engine.generate import GenerateOptions, Generator
@@ -17,12 +17,13 @@ from dgate_core.evaluation.metrics.attributes import load_judge, matches_scene, 
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.catalog import STARTER_FOLDER, find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
-from dgate_core.models.families.unet import UNetFamily
+from dgate_core.models.spec import FAMILIES
 from dgate_core.runs.spec import RunSpec
 from finetune.starter.evaluate import SETTINGS, plan_captions
 from finetune.starter.judged import compare_judge, measure_clip, render_fresh
 
-PICTURES = 500
+PIPELINES = ("starter-unet", "starter-dit")
+PICTURES = 250
 SIGMAS = 3.0
 BARS = {"one_seen": 0.95, "one_held_out": 0.85, "two": 0.75}
 """Least share of generated pictures with everything right."""
@@ -39,17 +40,26 @@ def test_the_judge_reads_renderings() -> None:
     assert compare_judge(STARTER_FOLDER / "judge", scenes, pictures, torch.device("cpu"))["exact"] >= 0.99
 
 
-def test_the_card_reaches_the_bars(figures: dict) -> None:
-    reached = {group: figures["generated"][group]["all_right"] for group in BARS}
+def read_card(pipeline: str) -> dict:
+    name = "figures" if pipeline == "starter-unet" else pipeline
+    return json.loads((STARTER_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_card_reaches_the_bars(pipeline: str) -> None:
+    generated = read_card(pipeline)["generated"]
+    reached = {group: generated[group]["all_right"] for group in BARS}
     assert all(reached[group] >= bar for group, bar in BARS.items()), reached
 
 
-def test_generated_pictures_are_what_the_card_says(figures: dict) -> None:
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_generated_pictures_are_what_the_card_says(pipeline: str) -> None:
+    generated, checkpoint = read_card(pipeline)["generated"], find_checkpoint(pipeline)
     planned = plan_captions(PICTURES)
     rows = [{"prompt": caption, "negative_prompt": "", "seed": n} for n, (_, _, caption) in enumerate(planned)]
-    model = UNetFamily().load(find_checkpoint("starter-unet"), LoadOptions("cpu", choose_precision("cpu")))
-    steps, guidance = SETTINGS["starter-unet"]
-    key = BatchKey("starter-unet", 64, 64, steps, "default", guidance)
+    model = FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions("cpu", choose_precision("cpu")))
+    assert SETTINGS[pipeline] == (checkpoint.spec.num_inference_steps, checkpoint.spec.guidance_scale)
+    key = BatchKey(pipeline, 64, 64, SETTINGS[pipeline][0], "default", SETTINGS[pipeline][1])
     batches = Generator(model, RunSpec(), GenerateOptions(batch_size=32)).generate(rows, key)
     pictures = torch.cat([batch.pictures.pixels for batch in batches if batch.pictures is not None]).numpy()
     assert len(pictures) == len(planned)
@@ -58,7 +68,7 @@ def test_generated_pictures_are_what_the_card_says(figures: dict) -> None:
     for (group, scene, _), reading in zip(planned, readings, strict=True):
         right[group].append(matches_scene(reading, scene).all_right)
     for group, answers in right.items():
-        share, told = sum(answers) / len(answers), figures["generated"][group]["all_right"]
+        share, told = sum(answers) / len(answers), generated[group]["all_right"]
         noise = math.sqrt(max(told * (1 - told), 0.01) / len(answers))
         print(f"{group}: {share:.1%} all right, the card says {told:.1%}")
         assert abs(share - told) <= SIGMAS * noise, group
@@ -71,6 +81,8 @@ def test_clip_prefers_the_true_caption(figures: dict) -> None:
 
 
 def test_others_open_the_folders_as_they_are() -> None:
+    transformer = StableDiffusion3Pipeline.from_pretrained(STARTER_FOLDER / "starter-dit").transformer
+    assert transformer.config.sample_size * 4 == 64
     pipeline = StableDiffusionPipeline.from_pretrained(STARTER_FOLDER / "starter-unet")
     assert pipeline.unet.config.sample_size * 4 == 64
     assert isinstance(CLIPModel.from_pretrained(STARTER_FOLDER / "starter-clip"), CLIPModel)
@@ -80,6 +92,7 @@ def test_others_open_the_folders_as_they_are() -> None:
 def test_the_weights_are_small() -> None:
     sizes = {
         name: sum(file.stat().st_size for file in (STARTER_FOLDER / name).rglob("*") if file.is_file())
-        for name in ("starter-unet", "starter-clip", "judge")
+        for name in ("starter-unet", "starter-dit", "starter-clip", "judge")
     }
+    assert sizes["starter-dit"] <= 40e6, sizes
     assert sizes["starter-unet"] + sizes["starter-clip"] <= 40e6, sizes

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test lint setup bench clean
+.PHONY: demo test lint setup bench bench-gpu clean
 
 demo: $(READY)
 	-@$(MAKE) --no-print-directory $(VENV)/.weights
@@ -23,6 +23,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/dgate bench pipeline
+
+# The table of a GPU, most important case first; OUT and BUDGET (seconds) may be given.
+bench-gpu: $(READY)
+	$(BIN)/dgate bench gpu-table --out $(or $(OUT),reports/benchmarks/gpu) --budget $(or $(BUDGET),540)
 
 setup: $(READY)
 

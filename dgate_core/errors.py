@@ -65,6 +65,12 @@ class ModelError(DgateError):
     code = "model"
 
 
+class BackendUnfitError(DgateError):
+    """A backend that cannot serve this model, size or machine; the next one of the profile may."""
+
+    code = "backend"
+
+
 class RunMismatchError(DgateError):
     """A run folder that was made for another spec or manifest."""
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dgate_core.runs.layout import RESULTS_FILE
-from dgate_core.runs.record import ROWS_SCHEMA
+from dgate_core.runs.record import ROWS_SCHEMA, conform_rows
 from dgate_core.runs.store import RunStore, bytes_to_table
 from dgate_core.storage import Storage
 from reports.summary import RunSummary, read_summary
@@ -94,7 +94,8 @@ def read_rows(run: Storage) -> Iterator[pa.RecordBatch]:
 def read_shards(run: Storage) -> pa.Table:
     """Rows recorded so far by the shards, in manifest order; of a row made twice, the later shard's."""
     keys = [item.key for item in run.list_objects("shards/") if is_record(item.key)]
-    rows = pa.concat_tables([ROWS_SCHEMA.empty_table(), *(bytes_to_table(run.read_bytes(key)) for key in keys)])
+    tables = (conform_rows(bytes_to_table(run.read_bytes(key))) for key in keys)
+    rows = pa.concat_tables([ROWS_SCHEMA.empty_table(), *tables])
     ordinals = rows["ordinal"].to_numpy()[::-1]
     _, last = np.unique(ordinals, return_index=True)
     return rows.take(pa.array(len(ordinals) - 1 - last)).drop_columns("ordinal")

@@ -65,6 +65,8 @@ def _describe_success(store: RunStore, images: list[dict[str, Any]], created: in
 
 def _describe_image(store: RunStore, image: dict[str, Any]) -> dict[str, Any]:
     described = {"revised_prompt": image["prompt"], "seed": image["seed"], "id": image["row_id"], "path": image["path"]}
+    if image["safety_action"] is not None:
+        described["safety"] = {name: image[f"safety_{name}"] for name in ("score", "label", "action")}
     if image.get("response_format") == "b64_json":
         return {"b64_json": base64.b64encode(_read_picture(store, image["path"])).decode(), **described}
     key, _, member = image["path"].partition("#")

@@ -18,10 +18,12 @@ from dgate_core.manifest.summary import PlanSummary
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.devices import count_gpus
 from dgate_core.models.limits import find_limits
+from dgate_core.models.profiles import check_profile
 from dgate_core.runs.identity import check_same_identity, describe_identity, fingerprint_identity
 from dgate_core.runs.settings import RunSettings, settings_to_spec
 from dgate_core.runs.spec import Precision, RunSpec
 from dgate_core.runs.store import RUN_FORMAT, RunStore
+from dgate_core.safety.checkers import check_checker
 from dgate_core.storage import open_storage
 
 
@@ -52,9 +54,13 @@ def open_run(manifest_uris: Sequence[str], out: str, settings: RunSettings) -> O
 
     Raises:
         ManifestError: the manifest cannot be read, or `strict` is set and rows are bad.
+        UsageError: there is no such profile, or safety checker.
         RunMismatchError: `out` holds another run.
         RunError: `out` holds something else.
     """
+    check_profile(settings.profile)
+    if settings.safety is not None:
+        check_checker(settings.safety)
     store = RunStore(open_storage(out))
     manifest = open_manifest(manifest_uris)
     if store.exists():
@@ -185,6 +191,9 @@ def count_lanes(settings: RunSettings) -> int:
 
 def plan_only(manifest_uris: Sequence[str], settings: RunSettings) -> PlanSummary:
     """What a run would be, without writing anything."""
+    check_profile(settings.profile)
+    if settings.safety is not None:
+        check_checker(settings.safety)
     precision: Precision = "float32" if settings.precision == "auto" else settings.precision
     options = PlanOptions(ShardOptions(settings.rows_per_shard, lanes=count_lanes(settings)), strict=False)
     return plan_run(open_manifest(manifest_uris), settings_to_spec(settings, precision), find_limits, None, options)

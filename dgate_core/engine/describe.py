@@ -36,6 +36,7 @@ class RowDescriber:
             "image": asdict(spec.image),
             "run": run["fingerprint"],
             "versions": list_versions(),
+            "profile": spec.profile,
         }
 
     def __call__(self, row: Mapping[str, Any]) -> Provenance:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgate_core.engine.batches import BatchSizer
 from dgate_core.engine.embeddings import EmbeddingCache
-from dgate_core.errors import RowError
+from dgate_core.errors import BackendUnfitError, RowError, StorageError
 from dgate_core.manifest.item import BatchKey
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 UNREAD_NEGATIVE = "negative_prompt_unread: it has no effect with this model at this guidance_scale"
 
 OUT_OF_MEMORY = "out_of_memory"
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-"""Of errors that are no OutOfMemoryError: the CPU's allocator, cuBLAS and cuDNN, Apple's MPS."""
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED", "Failed to allocate memory")
+"""Of errors that are no OutOfMemoryError: the CPU's allocator, cuBLAS and cuDNN, Apple's MPS, ONNX Runtime."""
 
 PlanRow = Mapping[str, Any]
 """A row of the plan, see PLAN_SCHEMA."""
@@ -57,6 +57,10 @@ class Batch:
     """Time of encoding prompts that were not known yet."""
     warnings: Sequence[tuple[str, ...]] = ()
     """Per row."""
+    backend: str = ""
+    """What made them; empty for an error."""
+    warm_up_seconds: float = 0.0
+    """Time of compiling and building for this size; no row's time holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Generator:
         self.is_strict = spec.determinism == "strict"
         self.embeddings = EmbeddingCache(model, one_by_one=self.is_strict)
         self._sizers: dict[BatchKey, BatchSizer] = {}
-        self._memory_notes: tuple[str, ...] = ()
+        self._memory_notes = tuple(name_memory_note(step) for step in model.memory.steps)
 
     def find_sizer(self, key: BatchKey) -> BatchSizer:
         """What is known of this key's batch size."""
@@ -122,6 +126,8 @@ class Generator:
 
     def _split(self, rows: Sequence[PlanRow], key: BatchKey, failure: RowError) -> list[Sequence[PlanRow]]:
         """What to try next: halves, or the same rows where memory was found; empty when nothing is left to try."""
+        if failure.row_code == BackendUnfitError.code:
+            return []  # smaller batches do not change what a backend cannot do
         if failure.row_code != OUT_OF_MEMORY:
             middle = len(rows) // 2
             return [rows[:middle], rows[middle:]] if middle else []
@@ -135,33 +141,55 @@ class Generator:
         step = self.model.save_memory()
         if step is not None:
             logger.warning("memory: %s is on from here", step)
-            self._memory_notes += (f"memory: made with {step}",)
+            self._memory_notes += (name_memory_note(step),)
         return step is not None
 
     def _forward(self, rows: Sequence[PlanRow], key: BatchKey, attempts: int) -> Batch:
         from dgate_core.models.families.contract import BatchRequest
 
-        padded = list(rows)
-        if self.is_strict:
-            padded += [rows[0]] * (self.spec.strict_batch_size - len(rows))
+        padded = [*rows, *[rows[0]] * (self._count_samples(len(rows), key) - len(rows))]
         started = time.perf_counter()
         prompts = self.embeddings.find_prompts([row["prompt"] for row in padded])
         negatives = self.embeddings.find_negatives([row["negative_prompt"] or "" for row in padded])
         prompt_seconds = time.perf_counter() - started
-        pictures = self.model.generate(BatchRequest(key, tuple(row["seed"] for row in padded), prompts, negatives))
+        started = time.perf_counter()
+        self.model.warm_up(key, len(padded))
+        warm_up_seconds = time.perf_counter() - started
+        seeds = tuple(row["seed"] for row in padded)
+        starts = tuple(row["start"] for row in padded if row.get("start") is not None)
+        pictures = self.model.generate(BatchRequest(key, seeds, prompts, negatives, starts))
         unread = () if self.model.reads_negatives(key.guidance_scale) else (UNREAD_NEGATIVE,)
         warnings = [
-            (*prompt.warnings, *(unread if row["negative_prompt"] else ()), *self._memory_notes)
+            (
+                *prompt.warnings,
+                *(unread if row["negative_prompt"] else ()),
+                *self._memory_notes,
+                *self.model.serving.warnings,
+            )
             for row, prompt in zip(rows, prompts, strict=False)
         ]
-        return Batch(rows, pictures, None, len(padded), attempts, prompt_seconds, warnings)
+        backend = self.model.serving.label
+        return Batch(rows, pictures, None, len(padded), attempts, prompt_seconds, warnings, backend, warm_up_seconds)
+
+    def _count_samples(self, rows: int, key: BatchKey) -> int:
+        """Rows of the batch that goes to the device, padding included."""
+        if self.is_strict:
+            return self.spec.strict_batch_size
+        if self.model.serving.pads_batches:
+            return min(1 << (rows - 1).bit_length(), max(rows, self.find_sizer(key).size))
+        return rows
+
+
+def name_memory_note(step: str) -> str:
+    """The warning of rows that were made with a step of a memory plan."""
+    return f"memory: made with {step}"
 
 
 def describe_failure(error: Exception) -> RowError:
     """The row error that a failed batch would leave.
 
     Raises:
-        Exception: the error itself, when the device is lost.
+        Exception: the error itself, when the device is lost, or there is no room for an engine.
     """
     import torch
 
@@ -169,6 +197,10 @@ def describe_failure(error: Exception) -> RowError:
     line = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, RowError):
         return error
+    if isinstance(error, BackendUnfitError):
+        return RowError(error.code, error.got, error.expected, error.next_step)
+    if isinstance(error, StorageError):
+        raise error  # no room for an engine
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in _MEMORY_SIGNS):
         return RowError(OUT_OF_MEMORY, line, "", "give a smaller size, batch_size or strict_batch_size")
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dgate_core.engine.describe import RowDescriber
@@ -13,17 +15,21 @@ from dgate_core.engine.generate import GenerateOptions, Generator
 from dgate_core.engine.observer import open_observer
 from dgate_core.engine.reports import LaneReport, Reporter
 from dgate_core.engine.stopping import StopSignal
+from dgate_core.engine.warm_models import open_pool
 from dgate_core.engine.writer import BatchWriter, Target
 from dgate_core.errors import ObjectNotFoundError, RunMismatchError
 from dgate_core.manifest.plan_files import read_shard_index, read_shard_rows
 from dgate_core.manifest.shards import ShardInfo
 from dgate_core.models.catalog import find_checkpoint
+from dgate_core.models.memory_plan import plan_memory
+from dgate_core.models.profiles import EXACT, find_profile
 from dgate_core.models.spec import FAMILIES
 from dgate_core.runs import layout
 from dgate_core.runs.claims import LEASE_SECONDS, Claim, identify_holder, take_claim
 from dgate_core.runs.recovery import keep_whole_parts
 from dgate_core.runs.spec import RunSpec, spec_from_dict
 from dgate_core.runs.store import RunStore
+from dgate_core.safety.guard import open_guard
 
 if TYPE_CHECKING:
     from dgate_core.models.families.contract import LoadedModel
@@ -52,6 +58,8 @@ class LaneOptions:
     """Only the shards of one attempt: a retry makes its rows and nothing else; None works on all shards."""
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     """Batch sizes."""
+    model_bytes: int | None = None
+    """Memory for the weights of warm models; None is a share of the device's."""
     score: tuple[str, ...] = ()
     """Metrics to prepare from the pictures in hand; empty for none."""
 
@@ -77,6 +85,11 @@ class Lane:
         self.reporter = Reporter(store.storage, self.report)
         self._started = time.monotonic()
         self._generator = generator
+        self._model = generator.model.checkpoint.spec.name if generator is not None else ""
+        self.pool = open_pool(self._open_generator, self.device, self.spec.precision, options.model_bytes)
+        self._lease = ExitStack()
+        self._next_models: dict[int, str] = {}
+        self._guard = open_guard(self.spec.safety)
         self._observer = open_observer(options.score, self.device) if options.score else None
 
     def work(self) -> LaneReport:
@@ -96,6 +109,7 @@ class Lane:
         finally:
             if self._observer is not None:
                 self._observer.close(at_once=self.report.state != "finished")
+            self._lease.close()
             self.report.shard = None
             self.reporter.tell(now=True)
         return self.report
@@ -103,7 +117,11 @@ class Lane:
     def _list_shards(self) -> list[ShardInfo]:
         shards = read_shard_index(self.store.storage)
         wanted = [shard for shard in shards if self.options.attempt in {None, shard.attempt}]
-        return _rotate(wanted, self.options.number)
+        ordered = _rotate(wanted, self.options.number)
+        for shard, after in pairwise(ordered):
+            if after.batch_key.model != shard.batch_key.model:
+                self._next_models[shard.shard] = after.batch_key.model
+        return ordered
 
     def _work_through(self, waiting: list[ShardInfo]) -> bool:
         """True when all shards are committed, False when the stop came first."""
@@ -172,13 +190,17 @@ class Lane:
 
     def _make_rows(self, shard: ShardInfo, rows: Sequence[dict[str, Any]], claim: Claim) -> BatchWriter:
         generator = self._load_generator(shard.batch_key.model) if rows else self._generator
-        backend = f"eager-{self.device}-{self.spec.precision}"
+        backend = generator.model.serving.label if generator is not None else ""
         target = Target(self.store, shard.shard, claim.token, self.options.name, backend)
         describe = RowDescriber(self.run_record, self.spec, shard.batch_key.model)
-        with BatchWriter(target, self.spec, describe, self._observer) as writer:
+        with BatchWriter(target, self.spec, describe, self._observer, self._guard) as writer:
             if generator is not None and rows:
+                self._prepare_next(shard)
                 self._run_batches(generator, rows, shard, writer, claim)
         self._note_written(writer, shard)
+        if generator is not None:
+            memory = {"memory": list(generator.model.memory.steps)}
+            self.report.serving[self._model] = asdict(generator.model.serving) | memory
         return writer
 
     def _run_batches(
@@ -224,14 +246,32 @@ class Lane:
         return {"lane": self.options.name, "device": self.device, "stages": dict(stages)}
 
     def _load_generator(self, model: str) -> Generator:
-        """The model in hand, or a fresh one in its place."""
-        if self._generator is None or self._generator.model.checkpoint.spec.name != model:
-            self._generator = None  # frees the old model's memory before the new one comes
+        """The model in hand, or another one from the pool, where models stay warm while they fit."""
+        if self._generator is None or self._model != model:
+            self._generator = None
+            self._lease.close()
             started = time.perf_counter()
-            loaded = load_model(model, self.device, self.spec, self.run_record["models"])
-            self._generator = Generator(loaded, self.spec, self.options.generate)
+            self._generator = self._lease.enter_context(self.pool.use(model))
+            self._model = model
             self.report.add_stages({"load": time.perf_counter() - started})
         return self._generator
+
+    def _open_generator(self, model: str) -> Generator:
+        planned = self.run_record["models"]
+        if model not in planned:
+            raise RunMismatchError(
+                f"an alias of this run has moved away from {model}",
+                "the models that the run was planned with",
+                "move the alias back, or give another --out",
+            )
+        loaded = load_model(model, self.device, self.spec, planned)
+        return Generator(loaded, self.spec, self.options.generate)
+
+    def _prepare_next(self, shard: ShardInfo) -> None:
+        """Loads the next shard's model while this one is made, where there is room for both."""
+        following = self._next_models.get(shard.shard)
+        if following is not None and self.pool.has_room_for(following) and not self.pool.is_warm(following):
+            self.pool.prepare(following)
 
     def _limit_threads(self) -> None:
         if self.options.threads is not None:
@@ -260,8 +300,14 @@ def load_model(name: str, device: str, spec: RunSpec, planned: dict[str, Any]) -
         import torch
 
         torch.set_num_threads(1)
+    memory = plan_memory(checkpoint, spec.precision, device, is_strict=spec.determinism == "strict")
     logger.info("loading %s on %s in %s", name, device, spec.precision)
-    return FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(device, spec.precision))
+    model = FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(device, spec.precision, memory))
+    if spec.profile == EXACT:
+        return model
+    from dgate_core.backends.opening import serve_model
+
+    return serve_model(model, find_profile(spec.profile, device), is_strict=spec.determinism == "strict")
 
 
 def choose_device(wanted: str) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -89,11 +89,23 @@ def begin_session(store: RunStore) -> dict[str, Any]:
 
 def note_lanes(store: RunStore, reports: Sequence[LaneReport], wall_seconds: float) -> dict[str, Any]:
     """Adds a session of lanes to run.json; a resumed run adds up."""
+    run = store.read_run()
     return store.update_run(
         session_started_at=None,
-        wall_seconds=store.read_run().get("wall_seconds", 0.0) + wall_seconds,
+        wall_seconds=run.get("wall_seconds", 0.0) + wall_seconds,
+        serving=gather_serving(run.get("serving", {}), reports),
         lanes=[{"lane": report.lane, "device": report.device, "state": report.state} for report in reports],
     )
+
+
+def gather_serving(before: Mapping[str, Any], reports: Sequence[LaneReport]) -> dict[str, list[dict[str, Any]]]:
+    """What computed each model, in the order of the first use; several where lanes or sessions differ."""
+    gathered = {model: list(each) for model, each in before.items()}
+    for report in reports:
+        for model, serving in report.serving.items():
+            if serving not in gathered.setdefault(model, []):
+                gathered[model].append(serving)
+    return gathered
 
 
 def _note_failure(store: RunStore, error: BaseException, wall_seconds: float) -> None:

@@ -54,10 +54,12 @@ class Provenance:
     row_id: str
     versions: Mapping[str, str]
     schema_version: int = SCHEMA_VERSION
+    profile: str = "exact"
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        """Canonical JSON: sorted keys; the profile only where something was given for speed."""
+        fields = {name: value for name, value in asdict(self).items() if (name, value) != ("profile", "exact")}
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     def to_parameters(self) -> str:
         """The `parameters` text that Automatic1111's web UI writes and many tools read."""

@@ -36,6 +36,8 @@ class LaneReport:
     """Since the lane began; loading the model counts."""
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
+    serving: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What computes each model: a `Serving` as plain data."""
     updated_at: float = 0.0
     error: str = ""
 

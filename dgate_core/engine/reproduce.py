@@ -81,6 +81,7 @@ def provenance_to_spec(provenance: Provenance) -> RunSpec:
         strict_batch_size=provenance.strict_batch_size,
         precision=provenance.precision,  # type: ignore[arg-type]
         image=ImageFormat(**provenance.image),
+        profile=provenance.profile,
     )
 
 

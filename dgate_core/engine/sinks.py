@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from dgate_core.runs import layout
 from dgate_core.runs.spec import Container
+from dgate_core.safety.guard import Verdict
 from dgate_core.storage import Storage
 
 ROWS_PER_GROUP = 256
@@ -33,6 +34,8 @@ class PictureFile:
     suffix: str
     data: bytes
     prompt: str
+    verdict: Verdict | None = None
+    """Of the safety checker; None when nobody looked."""
 
 
 class Sink(Protocol):

@@ -21,9 +21,11 @@ from dgate_core.engine.observer import MadePicture, PictureObserver
 from dgate_core.engine.provenance import SUFFIXES, Provenance, encode_picture
 from dgate_core.engine.sinks import LooseFiles, PackedFiles, PictureFile, Sink
 from dgate_core.errors import RowError
+from dgate_core.runs import layout
 from dgate_core.runs.record import ROWS_SCHEMA
 from dgate_core.runs.spec import RunSpec
 from dgate_core.runs.store import RunStore
+from dgate_core.safety.guard import SafetyGuard, Verdict, WithheldError
 
 BATCHES_IN_FLIGHT = 3
 """Batches between the device and storage; the denoising loop waits when there are more."""
@@ -62,6 +64,7 @@ class BatchWriter:
         spec: The image's format and container.
         describe: A plan row's provenance.
         observer: Sees every picture once its record is in storage.
+        guard: Looks at every picture before it is encoded.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class BatchWriter:
         spec: RunSpec,
         describe: Callable[[PlanRow], Provenance],
         observer: PictureObserver | None = None,
+        guard: SafetyGuard | None = None,
     ) -> None:
-        self.target, self.spec, self.describe, self.observer = target, spec, describe, observer
+        self.target, self.spec, self.describe, self.observer, self.guard = target, spec, describe, observer, guard
         self.stages: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._files = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="encode")
@@ -151,6 +155,7 @@ class BatchWriter:
             assert batch.error is not None
             return [batch.error] * len(batch.rows)
         self._add("prompts", batch.prompt_seconds)
+        self._add("warm_up", batch.warm_up_seconds)
         with self._timed("wait_for_device"):
             batch.pictures.wait()
         for stage, seconds in batch.pictures.stages.read_seconds().items():
@@ -161,23 +166,45 @@ class BatchWriter:
     def _show(self, batch: Batch, files: Sequence[PictureFile | RowError]) -> None:
         if self.observer is not None and batch.pictures is not None:
             pixels = batch.pictures.pixels.numpy()
-            made = [
-                MadePicture(pixels[index], file) for index, file in enumerate(files) if isinstance(file, PictureFile)
+            # A picture that was replaced is not what the file holds, and no evaluation may count it.
+            shown = [
+                (index, file)
+                for index, file in enumerate(files)
+                if isinstance(file, PictureFile) and not (file.verdict and file.verdict.is_flagged)
             ]
-            self.observer.see(made)
+            self.observer.see([MadePicture(pixels[index], file) for index, file in shown])
 
     def _encode_row(self, batch: Batch, index: int) -> PictureFile | RowError:
         assert batch.pictures is not None
         if not bool(batch.pictures.finite[index]):
             return RowError("nan_picture", "the model gave NaN or infinity", "finite pixels", "try precision=float32")
-        row = batch.rows[index]
+        row, pixels, verdict = batch.rows[index], batch.pictures.pixels[index].numpy(), None
         try:
-            data = encode_picture(batch.pictures.pixels[index].numpy(), self.spec.image, self.describe(row))
+            if self.guard is not None:
+                looked = self.guard.look(pixels)
+                verdict = looked.verdict
+                if looked.pixels is None:
+                    return self._withhold(row, pixels, verdict)
+                pixels = looked.pixels
+            return self._encode_pixels(row, pixels, verdict)
+        except RowError as error:
+            return error
+
+    def _encode_pixels(self, row: PlanRow, pixels: Any, verdict: Verdict | None) -> PictureFile:
+        try:
+            data = encode_picture(pixels, self.spec.image, self.describe(row))
         except (OSError, ValueError, struct.error) as error:
-            return RowError("encode_failed", f"{self.spec.image.format} cannot hold this row: {error}", "", "try png")
-        return PictureFile(
-            row["ordinal"], hashlib.sha256(data).hexdigest(), SUFFIXES[self.spec.image.format], data, row["prompt"]
-        )
+            why = f"{self.spec.image.format} cannot hold this row: {error}"
+            raise RowError("encode_failed", why, "", "try png") from error
+        suffix, sha256 = SUFFIXES[self.spec.image.format], hashlib.sha256(data).hexdigest()
+        return PictureFile(row["ordinal"], sha256, suffix, data, row["prompt"], verdict)
+
+    def _withhold(self, row: PlanRow, pixels: Any, verdict: Verdict) -> WithheldError:
+        """Says why a row has no picture; one in quarantine lies outside of the run's pictures."""
+        if verdict.action == "quarantine":
+            file = self._encode_pixels(row, pixels, verdict)
+            self.target.store.storage.write_bytes(layout.name_quarantined(row["row_id"], file.suffix), file.data)
+        return WithheldError(verdict)
 
     def _make_record(
         self, batch: Batch, index: int, file: PictureFile | RowError, paths: Iterator[str]
@@ -192,7 +219,7 @@ class BatchWriter:
             "batch_size": batch.batch_size,
             "attempts": batch.attempts,
             "lane": self.target.lane,
-            "backend": self.target.backend,
+            "backend": batch.backend or self.target.backend,
             "warnings": [*(row.get("warnings") or ()), *(batch.warnings[index] if batch.warnings else ())],
         }
 
@@ -222,8 +249,15 @@ class _Timer:
 
 
 def _describe_file(file: PictureFile, path: str) -> dict[str, Any]:
-    return {"status": "ok", "error_code": None, "error_message": None, "path": path, "sha256": file.sha256}
+    outcome = {"status": "ok", "error_code": None, "error_message": None, "path": path, "sha256": file.sha256}
+    return outcome | _describe_verdict(file.verdict)
 
 
 def _describe_error(error: RowError) -> dict[str, Any]:
-    return {"status": "error", "error_code": error.row_code, "error_message": str(error), "path": None, "sha256": None}
+    outcome = {"status": "error", "error_code": error.row_code, "error_message": str(error)}
+    verdict = error.verdict if isinstance(error, WithheldError) else None
+    return outcome | {"path": None, "sha256": None} | _describe_verdict(verdict)
+
+
+def _describe_verdict(verdict: Verdict | None) -> dict[str, Any]:
+    return {} if verdict is None else verdict.to_columns()

@@ -15,7 +15,11 @@ from dgate_core.runs.store import RunStore
 from dgate_core.storage import Storage
 
 _PLANNED = ("row_id", "id", "image_index", "prompt", "seed", "width", "height")
-_COLUMNS = (*_PLANNED, "status", "path", "sha256", "error_code")
+_COLUMNS = (*_PLANNED, "status", "path", "sha256", "error_code", "safety_action")
+_WITHHELD = {"safety_dropped": "withheld", "safety_quarantined": "withheld", "nan_picture": "nan"}
+"""Defects of rows without a picture, by their error code; all others are missing."""
+NOTHING_TO_SEE = frozenset({"missing", "nan", "withheld", "blurred", "unreadable"})
+"""Defects of rows that no metric and no corpus may look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,20 @@ class ExpectedPicture:
     """Of the file, as recorded when it was written."""
     error_code: str | None = None
     """Why there is no picture."""
+    safety_action: str | None = None
+    """What was done after the safety checker had looked; None when nobody looked, and in runs of older versions."""
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether the file at `path` is what the model made: one that was blurred is not."""
+        return self.path is not None and self.status in {"ok", "duplicate"} and self.safety_action in {None, "keep"}
+
+    @property
+    def defect(self) -> str | None:
+        """Why there is nothing to see; None when there is."""
+        if self.has_picture:
+            return None
+        return "blurred" if self.safety_action == "blur" else _WITHHELD.get(self.error_code or "", "missing")
 
     @property
     def key(self) -> tuple[str, int]:
@@ -91,7 +109,9 @@ def pair_expected(
 
 def _read_results(run: Storage) -> Iterator[ExpectedPicture]:
     with run.open_read(layout.RESULTS_FILE) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(columns=list(_COLUMNS)):
+        file = pq.ParquetFile(stream)
+        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=columns):
             yield from (ExpectedPicture(**row) for row in batch.to_pylist())
 
 

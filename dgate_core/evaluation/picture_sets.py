@@ -111,7 +111,7 @@ def draw_pictures(source: PictureSource) -> Iterator[Picture]:
 def _read_run(run: Storage) -> Iterator[Picture]:
     reader = PictureReader(run)
     for expected in read_expected(run):
-        if expected.status == "ok" and expected.path:
+        if expected.status == "ok" and expected.path and expected.has_picture:
             yield _bytes_to_picture(expected.row_id or expected.path, reader.read(expected.path))
 
 

@@ -26,8 +26,6 @@ LARGEST_CHUNK = 128
 """Pictures of one chunk, however small they are."""
 READERS = 4
 """Threads that read and decode beside the scoring."""
-NAN_CODE = "nan_picture"
-"""Error code of a row whose pixels were not finite."""
 
 _BROKEN_CONTAINER = (tarfile.TarError, pa.ArrowInvalid)
 _BROKEN_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -62,7 +60,7 @@ class LoadedPicture:
     sha256: str = ""
     """Of the bytes that were found; empty when there are none."""
     defect: str | None = None
-    """`missing`, `nan` or `unreadable`; what shows only in the pixels is found by `metrics.sanity`."""
+    """One of NOTHING_TO_SEE; what shows only in the pixels is found by `metrics.sanity`."""
     seconds: tuple[float, float] = (0.0, 0.0)
     """Of reading and of decoding."""
     decoded: np.ndarray | None = None
@@ -118,8 +116,8 @@ def load_picture(reader: PictureReader, expected: ExpectedPicture, is_known: IsK
 
     Storage that does not answer is an error, a broken file is a defect.
     """
-    if expected.path is None or expected.status not in {"ok", "duplicate"}:
-        return LoadedPicture(expected, defect="nan" if expected.error_code == NAN_CODE else "missing")
+    if expected.path is None or not expected.has_picture:
+        return LoadedPicture(expected, defect=expected.defect)
     started = time.perf_counter()
     try:
         data = reader.read(expected.path)

@@ -35,7 +35,7 @@ SCORE_KEYS = pa.schema(
         pa.field("sha256", pa.string()),
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
-        pa.field("defect", pa.string()),  # null, or constant | black | nan | wrong_size | unreadable | missing
+        pa.field("defect", pa.string()),  # null, one of NOTHING_TO_SEE, or black | constant | wrong_size
     ]
 )
 """First columns of scores.parquet; then one float64 column per picture metric, null where it could not be measured."""

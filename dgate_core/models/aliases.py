@@ -117,7 +117,7 @@ def promote_model(name: str, promotion: Promotion) -> Alias:
     """
     if not _ALIAS.fullmatch(name):
         raise ModelError(f"the alias {name!r}", "small letters, digits, - and _, up to 63", "such as: production")
-    with _hold_registry():
+    with hold_registry():
         aliases = read_aliases()
         former = aliases[name].history if name in aliases else ()
         if former and former[-1].model == promotion.model and former[-1].weights_sha256 == promotion.weights_sha256:
@@ -134,7 +134,7 @@ def roll_back(name: str) -> Alias:
     Raises:
         ModelError: no such alias, or it has never stood for anything else.
     """
-    with _hold_registry():
+    with hold_registry():
         aliases = read_aliases()
         if name not in aliases:
             raise explain_unknown("alias", name, aliases, ModelError)
@@ -166,7 +166,7 @@ def _alias_to_record(alias: Alias) -> dict[str, Any]:
 
 
 @contextmanager
-def _hold_registry() -> Iterator[None]:
+def hold_registry() -> Iterator[None]:
     """One writer at a time, so that no promotion is lost."""
     storage, key = open_object(locate_registry())
     with _wait_for_claim(storage, f"{key}.claim"):

@@ -13,6 +13,8 @@ from dgate_core.models.aliases import check_promoted, resolve_alias
 from dgate_core.models.checkpoint_folder import PICKLE_SUFFIXES, inspect_folder
 from dgate_core.models.hashing import hash_weights
 from dgate_core.models.hub import CONFIG_PATTERNS, download_snapshot, find_in_cache, list_patterns
+from dgate_core.models.imported import find_imported, read_imported
+from dgate_core.models.mirror import S3_SCHEME, read_pulled
 from dgate_core.models.single_file import recognise_single_file
 from dgate_core.models.spec import PIPELINES, CheckpointSpec, LocalCheckpoint
 from dgate_core.registry import explain_unknown
@@ -159,8 +161,8 @@ def find_checkpoint(name: str) -> LocalCheckpoint:
     """Finds a checkpoint and checks that it is whole and safe.
 
     Args:
-        name: A name of the catalogue, an alias such as `production`, a diffusers folder, a `.safetensors` file, or
-            `hf://OWNER/NAME[@REVISION]`.
+        name: A name of the catalogue, an alias such as `production`, an imported name, a diffusers folder, a
+            `.safetensors` file, or `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
         ModelError: unknown, incomplete, a pickle, a pipeline class of no known family, or an alias whose weights are
@@ -173,16 +175,45 @@ def find_checkpoint(name: str) -> LocalCheckpoint:
         checkpoint = find_checkpoint(promoted)
         check_promoted(name, checkpoint.weights_hash)
         return checkpoint
+    imported = find_imported(name)
+    if imported is not None:
+        return _open(imported.to_spec())
     checkpoint = _open(_read_name(name))
     pipeline = PIPELINES[checkpoint.pipeline_class]
     defaults = {name: getattr(pipeline, name) for name in ("guidance_scale", "num_inference_steps", "size_multiple")}
     return replace(checkpoint, spec=replace(checkpoint.spec, **defaults))
 
 
+def find_spec(name: str) -> CheckpointSpec:
+    """What is known of a name without looking at its files.
+
+    Raises:
+        ModelError: unknown.
+    """
+    name = resolve_alias(name)
+    imported = None if name in CATALOG else find_imported(name)
+    return CATALOG.get(name) or (imported.to_spec() if imported is not None else _read_name(name))
+
+
+def locate_files(spec: CheckpointSpec) -> Path | None:
+    """Folder or file on this machine, whole or not, without asking any network; None when there is nothing."""
+    path = Path(spec.source)
+    if path.is_absolute():
+        return path if path.exists() else None
+    pulled = read_pulled(spec.name)
+    return pulled[0] if pulled is not None else find_in_cache(spec)
+
+
 def _read_name(name: str) -> CheckpointSpec:
     if name.startswith(HUB_SCHEME):
         source, _, revision = name.removeprefix(HUB_SCHEME).partition("@")
         return CheckpointSpec(name, source, revision or None)
+    if name.startswith(S3_SCHEME):
+        raise ModelError(
+            f"{name} is in a bucket, and models are opened from disk",
+            "a model on this machine",
+            f"run: dgate models pull {name}",
+        )
     path = Path(name).expanduser()
     if path.suffix in PICKLE_SUFFIXES:
         raise ModelError(
@@ -199,7 +230,7 @@ def _read_name(name: str) -> CheckpointSpec:
             f"a diffusers folder, a .safetensors file, {HUB_SCHEME}OWNER/NAME, or one of {', '.join(CATALOG)}",
             "check the path",
         )
-    raise explain_unknown("model", name, CATALOG, ModelError)
+    raise explain_unknown("model", name, [*CATALOG, *read_imported()], ModelError)
 
 
 def _open(spec: CheckpointSpec) -> LocalCheckpoint:
@@ -210,7 +241,10 @@ def _open(spec: CheckpointSpec) -> LocalCheckpoint:
 
 
 def _open_from_hub(spec: CheckpointSpec) -> LocalCheckpoint:
-    """A whole copy in the hub's cache is taken without asking the network."""
+    """A copy from a mirror, or a whole one in the hub's cache, is taken without asking the network."""
+    pulled = read_pulled(spec.name)
+    if pulled is not None:
+        return inspect_folder(spec, pulled[0])
     cached = find_in_cache(spec)
     if cached is not None:
         try:

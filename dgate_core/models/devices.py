@@ -26,3 +26,28 @@ def list_gpus() -> tuple[str, ...]:
 def count_gpus() -> int:
     """How many GPUs there are."""
     return len(list_gpus())
+
+
+def read_free_bytes(device: str) -> int:
+    """Memory that is free on a device now: of the first visible GPU, or of the machine for everything else."""
+    if device == "cuda":
+        import torch
+
+        free: int = torch.cuda.mem_get_info()[0]
+        # What the allocator keeps for the next tensors, less what batches were seen to need of it.
+        return free + max(0, torch.cuda.memory_reserved() - torch.cuda.max_memory_allocated())
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def read_total_bytes(device: str) -> int:
+    """All memory of a device: of the first visible GPU, or of the machine for everything else."""
+    if device == "cuda":
+        import torch
+
+        total: int = torch.cuda.get_device_properties(0).total_memory
+        return total
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -21,15 +21,15 @@ def hash_weights(path: Path) -> str:
         path: A diffusers folder or one file.
     """
     if path.is_file():
-        return _hash_file(path)
+        return hash_file(path)
     digest = hashlib.sha256()
     for file in sorted(item for item in path.rglob("*") if item.is_file() and item.suffix in HASHED_SUFFIXES):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_hash_file(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    """Small files are read each time; large ones once per (size, modification time)."""
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file; small ones are read each time, large ones once per (size, modification time)."""
     stat = path.stat()
     if stat.st_size < 1 << 20:
         return hashlib.sha256(path.read_bytes()).hexdigest()

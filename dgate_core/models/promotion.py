@@ -8,6 +8,7 @@ from pathlib import Path
 from dgate_core.errors import ModelError
 from dgate_core.models.aliases import Alias, Promotion, promote_model, resolve_alias
 from dgate_core.models.catalog import CATALOG, find_checkpoint
+from dgate_core.models.imported import find_imported
 
 
 def promote_checkpoint(name: str, model: str, reason: str = "") -> Alias:
@@ -21,8 +22,10 @@ def promote_checkpoint(name: str, model: str, reason: str = "") -> Alias:
     Raises:
         ModelError: the alias is a name of the catalogue, or the model is unknown, incomplete or unsafe.
     """
-    if name in CATALOG:
-        raise ModelError(f"{name} is a model of the catalogue", "another name for the alias", "such as: production")
+    if name in CATALOG or find_imported(name) is not None:
+        raise ModelError(
+            f"{name} is a model, of the catalogue or imported", "another name for the alias", "such as: production"
+        )
     model = resolve_alias(model)
     if model not in CATALOG and Path(model).expanduser().exists():
         model = str(Path(model).expanduser().resolve())

@@ -53,3 +53,8 @@ def name_commit(shard: int) -> str:
 def name_image(shard: int, ordinal: int, sha256: str, suffix: str) -> str:
     """Key of a picture; the content's hash in the name means that no writer ever overwrites another's bytes."""
     return f"{name_shard_folder(shard)}/images/{ordinal:08d}-{sha256[:8]}.{suffix}"
+
+
+def name_quarantined(row_id: str, suffix: str) -> str:
+    """A picture that was put aside: outside of everything that reads a run's pictures."""
+    return f"quarantine/{row_id}.{suffix}"

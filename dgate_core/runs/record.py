@@ -72,11 +72,23 @@ RESULT_FIELDS = [
     pa.field("backend", pa.string()),
     _WARNINGS,
     *_REQUEST_DETAILS,
+    pa.field("safety_score", pa.float64()),  # 0 to 1; null when nobody looked
+    pa.field("safety_label", pa.string()),  # the checker's word, such as sfw or nsfw
+    pa.field("safety_action", pa.string()),  # what was done: keep | blur | drop | quarantine
 ]
 RESULT_SCHEMA = pa.schema(RESULT_FIELDS)
 ROWS_SCHEMA = pa.schema([pa.field("ordinal", pa.int64()), *RESULT_FIELDS])
 
 RESERVED_COLUMNS = frozenset(PLAN_SCHEMA.names) | frozenset(ROWS_SCHEMA.names)
+
+
+def conform_rows(rows: pa.Table) -> pa.Table:
+    """Rows of any version of D-Gate as ROWS_SCHEMA; what came later is null."""
+    columns = [
+        rows.column(field.name) if field.name in rows.schema.names else pa.nulls(rows.num_rows, field.type)
+        for field in ROWS_SCHEMA
+    ]
+    return pa.table(columns, schema=ROWS_SCHEMA)
 
 
 def name_manifest_column(column: str) -> str:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from dgate_core.errors import ConfigError
-from dgate_core.runs.spec import Container, Determinism, GenerationDefaults, ImageFormat, Precision, RunSpec
+from dgate_core.runs.spec import (
+    Container,
+    Determinism,
+    GenerationDefaults,
+    ImageFormat,
+    Precision,
+    RunSpec,
+    SafetyPolicy,
+    SafetySpec,
+)
 from dgate_core.tracking.contract import check_tracker
 
 PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
@@ -50,6 +59,14 @@ class RunSettings:
     """Of JPEG and WebP, 1 to 100."""
     container: Container = "files"
     """files, webdataset or parquet."""
+    profile: str = "exact"
+    """exact, fast, turbo or draft: what may be given for speed; or a backend alone, by its name."""
+    safety: str | None = None
+    """Who looks at every picture: `opennsfw`, or `module:function`; None lets all pass."""
+    safety_policy: SafetyPolicy = "quarantine"
+    """keep, blur, drop or quarantine those that are flagged."""
+    safety_threshold: float = 0.5
+    """Score from which a picture is flagged, 0 to 1."""
 
     lanes: int | None = None
     """Workers; None is one per GPU, or one on the CPU."""
@@ -77,6 +94,7 @@ class RunSettings:
         _check_range("rows_per_shard", self.rows_per_shard, 1, 1_000_000)
         _check_range("png_level", self.png_level, 0, 9)
         _check_range("quality", self.quality, 1, 100)
+        _check_range("safety_threshold", self.safety_threshold, 0.0, 1.0)
         _check_range("num_images", self.num_images, 1, 1000)
         _check_range("lease_seconds", self.lease_seconds, 1.0, 86_400.0)
         for tracker in self.trackers:
@@ -94,7 +112,16 @@ def settings_to_spec(settings: RunSettings, precision: Precision) -> RunSpec:
         strict_batch_size=settings.strict_batch_size,
         precision=precision,
         image=ImageFormat(settings.image_format, settings.png_level, settings.quality, settings.container),
+        profile=settings.profile,
+        safety=settings_to_safety(settings),
     )
+
+
+def settings_to_safety(settings: RunSettings) -> SafetySpec | None:
+    """None when nobody looks."""
+    if settings.safety is None:
+        return None
+    return SafetySpec(settings.safety, settings.safety_policy, settings.safety_threshold)
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:

@@ -10,6 +10,7 @@ SPEC_VERSION = 1
 Determinism = Literal["fast", "strict"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Container = Literal["files", "webdataset", "parquet"]
+SafetyPolicy = Literal["keep", "blur", "drop", "quarantine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,18 @@ class ImageFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class SafetySpec:
+    """Who looks at every picture, and what becomes of those that are flagged: it decides what lies in the files."""
+
+    checker: str
+    """Name in CHECKERS of dgate_core.safety, or `module:function`."""
+    policy: SafetyPolicy = "quarantine"
+    """keep only says so, blur replaces, drop makes no file, quarantine puts the file aside."""
+    threshold: float = 0.5
+    """Score from which a picture is flagged, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """The whole request of a run besides its manifest."""
 
@@ -68,13 +81,22 @@ class RunSpec:
     """Dtype of the text encoder, UNet and VAE; latents and scheduler are float32 always."""
     image: ImageFormat = field(default_factory=ImageFormat)
     """Format of the files."""
+    profile: str = "exact"
+    """What is given for speed, see PROFILES in dgate_core.models.profiles."""
+    safety: SafetySpec | None = None
+    """Who looks at the pictures; None lets all pass."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain data, for run.json and the fingerprint."""
-        return asdict(self)
+        """Nested plain data, for run.json and the fingerprint; what came later is named only where it is used."""
+        unused = {"profile": "exact", "safety": None}
+        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
 
 def spec_from_dict(data: dict[str, Any]) -> RunSpec:
     """The inverse of `RunSpec.to_dict`."""
-    nested = {"defaults": GenerationDefaults(**data["defaults"]), "image": ImageFormat(**data["image"])}
+    nested: dict[str, Any] = {
+        "defaults": GenerationDefaults(**data["defaults"]),
+        "image": ImageFormat(**data["image"]),
+        "safety": SafetySpec(**data["safety"]) if data.get("safety") else None,
+    }
     return RunSpec(**{**data, **nested})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dgate_core.errors import RunError
 from dgate_core.runs import layout
-from dgate_core.runs.record import ROWS_SCHEMA
+from dgate_core.runs.record import ROWS_SCHEMA, conform_rows
 from dgate_core.storage import Storage
 
 RUN_FORMAT = 1
@@ -99,12 +99,12 @@ class RunStore:
 
     def read_parts(self, parts: tuple[str, ...]) -> pa.Table:
         """All recorded rows, each ordinal once (the first record stands)."""
-        tables = [bytes_to_table(self.storage.read_bytes(key)) for key in parts]
+        tables = [conform_rows(bytes_to_table(self.storage.read_bytes(key))) for key in parts]
         return keep_first(pa.concat_tables([ROWS_SCHEMA.empty_table(), *tables]))
 
     def read_rows(self, shard: int) -> pa.Table:
         """rows.parquet of a committed shard."""
-        return bytes_to_table(self.storage.read_bytes(layout.name_rows(shard)))
+        return conform_rows(bytes_to_table(self.storage.read_bytes(layout.name_rows(shard))))
 
     def is_decided(self, shard: int) -> bool:
         """Whether rows.parquet is there: what the shard holds is settled, though perhaps not committed yet."""

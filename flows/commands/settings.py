@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --lanes, --set, --config and --strict."""
+    """--model, --profile, --lanes, --set, --config and --strict."""
     decorators = [
         click.option("--model", metavar="M", help="Catalogue name, diffusers folder, or .safetensors file."),
+        click.option("--profile", metavar="P", help="exact (default), fast, turbo or draft: what is given for speed."),
         click.option("--lanes", metavar="N", help="Workers; by default one per GPU, or one on the CPU."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, may be repeated."),
         click.option("--config", "config_file", metavar="FILE", help="YAML file with settings; --set wins over it."),
@@ -37,7 +38,9 @@ def gather_settings(options: Mapping[str, Any]) -> RunSettings:
     values: dict[str, Any] = read_config(options["config_file"]) if options.get("config_file") else {}
     values |= parse_assignments(options.get("assignments", ()))
     values |= {
-        name: options[name] for name in ("model", "lanes", "score", "reference") if options.get(name) is not None
+        name: options[name]
+        for name in ("model", "profile", "lanes", "score", "reference")
+        if options.get(name) is not None
     }
     if options.get("strict"):
         values["strict"] = True

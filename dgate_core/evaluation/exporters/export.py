@@ -159,7 +159,7 @@ def read_samples(run: Storage, columns: Sequence[str]) -> Iterator[Sample]:
     position, last = -1, None
     for expected in read_expected(run):
         position, last = (position, last) if expected.id == last else (position + 1, expected.id)
-        there = expected.status in {"ok", "duplicate"} and expected.prompt is not None
+        there = expected.has_picture and expected.prompt is not None
         yield Sample(
             position,
             expected.image_index,

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from dgate_core.evaluation.expected import NOTHING_TO_SEE
 from dgate_core.evaluation.feature_set import Features
 from dgate_core.evaluation.gate.bootstrap import draw_weights
 from dgate_core.evaluation.gate.comparison import RunPair
@@ -112,7 +113,7 @@ def _find_pictures(run: ScoredRun) -> np.ndarray:
     """bool (rows,): there is a picture that can be decoded, sound or not."""
     pairs = zip(run.list_values("sha256"), run.list_values("defect"), run.list_values("path"), strict=True)
     return np.array(
-        [bool(sha256 and path) and defect not in {"missing", "nan", "unreadable"} for sha256, defect, path in pairs],
+        [bool(sha256 and path) and defect not in NOTHING_TO_SEE for sha256, defect, path in pairs],
         bool,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dgate_core.manifest.item import BatchKey
-from dgate_core.models.families.contract import PromptEmbedding
+from dgate_core.models.families.contract import DenoiserCall, PromptEmbedding
 from dgate_core.models.families.text import warn_if_cut
 from dgate_core.models.spec import DEFAULT_SCHEDULER, SCHEDULERS
 
@@ -101,15 +101,11 @@ class Dialect(ABC):
         """Latents as the decoder takes them."""
         return latents
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self, call: DenoiserCall, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
         """What the scheduler's step takes, in the transformer's dtype."""
-        predicted: torch.Tensor = self.transformer(
-            hidden_states=latents.to(self.dtype),
-            timestep=timestep.expand(len(latents)),
-            return_dict=False,
-            **conditioning,
-        )[0]
-        return predicted
+        return call(latents.to(self.dtype), timestep.expand(len(latents)), **conditioning)
 
     def count_tokens(self, key: BatchKey) -> int:
         """Patches of the picture."""
@@ -149,9 +145,11 @@ class PackedDialect(Dialect):
         patches = latents.reshape(rows, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return patches.reshape(rows, channels, height, width)
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self, call: DenoiserCall, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
         """See `Dialect`; the timestep goes in as a share of 1000, rounded to the dtype as the pipeline rounds it."""
-        return super().predict(latents, timestep.to(self.dtype) / 1000, conditioning)
+        return super().predict(call, latents, timestep.to(self.dtype) / 1000, conditioning)
 
     def embed_guidance(self, rows: Sequence[PromptEmbedding], key: BatchKey) -> torch.Tensor | None:
         """Guidance as an input (N,), for transformers that were distilled from guided ones."""

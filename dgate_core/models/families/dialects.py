@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from dgate_core.manifest.item import BatchKey
-from dgate_core.models.families.contract import PromptEmbedding
+from dgate_core.models.families.contract import DenoiserCall, PromptEmbedding
 from dgate_core.models.families.dialect import (
     Conditioning,
     Dialect,
@@ -137,9 +137,11 @@ class PixArtSigma(Dialect):
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         }
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self, call: DenoiserCall, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
         """See `Dialect`."""
-        return super().predict(latents, timestep, conditioning)[:, : latents.shape[1]]
+        return super().predict(call, latents, timestep, conditioning)[:, : latents.shape[1]]
 
 
 class ZImage(PackedDialect):
@@ -175,11 +177,13 @@ class ZImage(PackedDialect):
         """See `Dialect`."""
         return latents
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    def predict(
+        self, call: DenoiserCall, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
         """See `Dialect`; each picture goes in and comes out as a video of one frame."""
         frames = list(latents.to(self.dtype).unsqueeze(2).unbind())
         share = ((1000 - timestep) / 1000).expand(len(latents))
-        predicted = self.transformer(frames, share, conditioning["cap_feats"], return_dict=False)[0]
+        predicted = call(frames, share, **conditioning)
         return -torch.stack([each.float() for each in predicted]).squeeze(2)
 
 

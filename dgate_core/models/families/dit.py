@@ -16,6 +16,8 @@ from dgate_core.models.families.contract import BatchRequest, LoadOptions, Promp
 from dgate_core.models.families.dialects import DIALECTS
 from dgate_core.models.families.latent import LatentModel
 from dgate_core.models.families.loading import check_weights_are_whole, load_pipeline
+from dgate_core.models.families.placement import place_pipeline
+from dgate_core.models.savers.guidance import count_guided_steps
 from dgate_core.models.spec import LocalCheckpoint
 
 
@@ -30,8 +32,11 @@ class DiTFamily:
         """
         pipeline = load_pipeline(checkpoint, getattr(torch, options.precision))
         check_weights_are_whole(pipeline, checkpoint)
-        pipeline.to(options.device)
-        return DiTModel(checkpoint, pipeline, torch.device(options.device))
+        device = torch.device(options.device)
+        place_pipeline(pipeline, device, options.memory)
+        model = DiTModel(checkpoint, pipeline, device)
+        model.memory = options.memory
+        return model
 
 
 class DiTModel(LatentModel):
@@ -60,11 +65,14 @@ class DiTModel(LatentModel):
         rows = [*request.negatives, *request.prompts] if guided else list(request.prompts)
         conditioning = dialect.condition(rows, key)
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for timestep in scheduler.timesteps:
+        guided_steps = count_guided_steps(len(scheduler.timesteps), self.guidance_stop)
+        for number, timestep in enumerate(scheduler.timesteps):
+            if guided and number == guided_steps:
+                guided, conditioning = False, dialect.condition(request.prompts, key)
             samples = torch.cat([latents, latents]) if guided else latents
             if hasattr(scheduler, "scale_model_input"):
                 samples = scheduler.scale_model_input(samples, timestep)
-            prediction = dialect.predict(samples, timestep, conditioning).float()
+            prediction = dialect.predict(self.call_denoiser, samples, timestep, conditioning).float()
             if guided:
                 without, told = prediction.chunk(2)
                 prediction = dialect.guide(without, told, key.guidance_scale)

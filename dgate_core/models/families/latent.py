@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from dgate_core.manifest.item import BatchKey
-from dgate_core.models.families.contract import BatchRequest, Pictures, PromptEmbedding
+from dgate_core.models.families.contract import (
+    BatchRequest,
+    DenoiserCall,
+    Pictures,
+    PromptEmbedding,
+    Samples,
+    Server,
+    Serving,
+)
+from dgate_core.models.families.placement import HostCopy, count_device_bytes, offload_by_part, set_decoding
 from dgate_core.models.families.stages import StageClock
+from dgate_core.models.memory_plan import WHOLE, MemoryPlan
+from dgate_core.models.savers.contract import StepSaver
 from dgate_core.models.spec import LocalCheckpoint
 
 # Above this many pixels the decoder's activations, not the denoiser's, set the peak of memory.
@@ -33,11 +47,14 @@ class LatentModel(ABC):
         self.checkpoint, self.device = checkpoint, device
         self.pipeline, self.denoiser, self.vae = pipeline, denoiser, pipeline.vae
         self.dtype: torch.dtype = denoiser.dtype
-        self._memory_steps = ["vae_tiling", "model_offload"]
-        if self.dtype == torch.float16 and bool(self.vae.config.get("force_upcast")):
-            self.vae.to(torch.float32)
-        if device.type == "cuda":
-            self.vae.to(memory_format=torch.channels_last)
+        self.call_denoiser: DenoiserCall = self.call_module
+        self._server: Server | None = None
+        accepted = inspect.signature(denoiser.forward).parameters
+        self.time_name = "timestep" if "timestep" in accepted else "t"
+        self.savers: tuple[StepSaver, ...] = ()
+        self.guidance_stop = 1.0
+        self.memory: MemoryPlan = WHOLE
+        self._host_copy: HostCopy | None = None
 
     @abstractmethod
     def encode_together(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
@@ -46,6 +63,31 @@ class LatentModel(ABC):
     @abstractmethod
     def denoise(self, request: BatchRequest) -> torch.Tensor:
         """Latents float32 (N, C, h, w); the scheduler works in float32 whatever the denoiser's dtype is."""
+
+    @property
+    def serving(self) -> Serving:
+        """See `LoadedModel`."""
+        plain = Serving("eager", self.device.type, str(self.dtype).removeprefix("torch."))
+        return plain if self._server is None else self._server.serving
+
+    def serve_by(self, server: Server) -> None:
+        """Lets a backend compute the denoiser from here on."""
+        self._server = self.call_denoiser = server
+
+    def warm_up(self, key: BatchKey, rows: int) -> None:
+        """See `LoadedModel`; guidance that stops early leaves half of the samples."""
+        if self._server is None:
+            return
+        is_guided = self.reads_negatives(key.guidance_scale)
+        self._server.warm_up(key, 2 * rows if is_guided else rows)
+        if is_guided and self.guidance_stop < 1:
+            self._server.warm_up(key, rows)
+
+    def call_module(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
+        """The denoiser as diffusers has it; a backend puts its own `DenoiserCall` into `call_denoiser` instead."""
+        conditioning[self.time_name] = timestep
+        predicted: torch.Tensor = self.denoiser(samples, return_dict=False, **conditioning)[0]
+        return predicted
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str], *, one_by_one: bool) -> list[PromptEmbedding]:
@@ -62,7 +104,7 @@ class LatentModel(ABC):
     def generate(self, request: BatchRequest) -> Pictures:
         """See `LoadedModel`."""
         clock = StageClock(self.device)
-        with clock.stage("denoise"):
+        with clock.stage("denoise"), self._save_steps(len(request.seeds)):
             latents = self.denoise(request)
         with clock.stage("decode"):
             pixels, finite = self.decode(latents)
@@ -74,23 +116,48 @@ class LatentModel(ABC):
             ready.record()
         return Pictures(pixels, finite, ready, clock)
 
+    @contextmanager
+    def _save_steps(self, pictures: int) -> Iterator[None]:
+        """Step savers remember nothing from one batch to the next."""
+        for saver in self.savers:
+            saver.begin_batch(pictures)
+        try:
+            yield
+        finally:
+            for saver in self.savers:
+                saver.end_batch()
+
     def reads_negatives(self, guidance_scale: float) -> bool:
         """See `LoadedModel`: classifier-free guidance (Ho and Salimans 2022) begins above 1."""
         return guidance_scale > 1
 
     def save_memory(self) -> str | None:
-        """See `LoadedModel`: tiles the decoder, then keeps only the part at work on the device."""
-        if not self._memory_steps:
-            return None
-        step = self._memory_steps.pop(0)
-        if step == "vae_tiling":
-            self.vae.enable_tiling()
-            self.vae.enable_slicing()
-        elif self.device.type == "cuda":
-            self.pipeline.enable_model_cpu_offload()
-        else:
-            return None
-        return step
+        """See `LoadedModel`: keeps only the part at work on the device, then tiles the decoder."""
+        before = self.memory
+        if self.device.type == "cuda" and before.offload == "none":
+            self.memory = replace(before, offload="model")
+            offload_by_part(self.pipeline, self.device)
+        elif not before.vae_tiling:
+            self.memory = replace(before, vae_slicing=True, vae_tiling=True)
+            set_decoding(self.vae, self.memory)
+        return next((step for step in self.memory.steps if step not in before.steps), None)
+
+    def count_bytes(self) -> int:
+        """See `LoadedModel`."""
+        return count_device_bytes(self.pipeline, self.device)
+
+    def leave_device(self) -> bool:
+        """See `LoadedModel`; a backend's engine and offloading hooks have the weights in their own hands."""
+        if self.serving.backend != "eager" or self.memory.offload != "none":
+            return False
+        self._host_copy = self._host_copy or HostCopy(self.pipeline, self.device)
+        self._host_copy.leave()
+        return True
+
+    def return_to_device(self) -> None:
+        """See `LoadedModel`."""
+        if self._host_copy is not None:
+            self._host_copy.come_back()
 
     def draw_noise(self, key: BatchKey, generators: list[torch.Generator]) -> torch.Tensor:
         """Per row, on the CPU, from the row's own generator, so that no batch, lane or device changes it."""
@@ -121,7 +188,7 @@ class LatentModel(ABC):
         if config.get("latents_mean") is None or config.get("latents_std") is None:
             return latents / float(config.scaling_factor) + float(config.get("shift_factor") or 0.0)
         mean, std = (
-            torch.tensor(config[name], device=self.device).view(1, -1, *[1] * (latents.ndim - 2))
+            torch.tensor(config[name], dtype=torch.float32, device=self.device).view(1, -1, *[1] * (latents.ndim - 2))
             for name in ("latents_mean", "latents_std")
         )
         unscaled = latents * std / float(config.get("scaling_factor", 1.0)) + mean

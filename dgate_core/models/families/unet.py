@@ -15,9 +15,12 @@ import torch
 
 from dgate_core.errors import ModelError
 from dgate_core.models.families.contract import BatchRequest, LoadOptions, PromptEmbedding
+from dgate_core.models.families.image_start import start_from_pictures
 from dgate_core.models.families.latent import LatentModel
 from dgate_core.models.families.loading import check_weights_are_whole, load_pipeline
+from dgate_core.models.families.placement import place_pipeline
 from dgate_core.models.families.text import PromptEncoder
+from dgate_core.models.savers.guidance import count_guided_steps
 from dgate_core.models.spec import DEFAULT_SCHEDULER, SCHEDULERS, LocalCheckpoint
 
 
@@ -38,8 +41,11 @@ class UNetFamily:
                 "a UNet with classifier-free guidance",
                 "use the checkpoint that it was distilled from",
             )
-        pipeline.to(options.device)
-        return UNetModel(checkpoint, pipeline, torch.device(options.device))
+        device = torch.device(options.device)
+        place_pipeline(pipeline, device, options.memory)
+        model = UNetModel(checkpoint, pipeline, device)
+        model.memory = options.memory
+        return model
 
 
 class UNetModel(LatentModel):
@@ -49,8 +55,6 @@ class UNetModel(LatentModel):
         super().__init__(checkpoint, pipeline, pipeline.unet, device)
         self.unet = pipeline.unet
         self._encoder = PromptEncoder(pipeline, device)
-        if device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
 
     def encode_together(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
         """See `LatentModel`."""
@@ -70,19 +74,30 @@ class UNetModel(LatentModel):
         scheduler = self.make_scheduler(key.scheduler)
         scheduler.set_timesteps(key.num_inference_steps, device=self.device)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in request.seeds]
-        latents: torch.Tensor = self.draw_noise(key, generators) * scheduler.init_noise_sigma
+        latents, timesteps = self._start(request, scheduler, generators)
         guided = self.reads_negatives(key.guidance_scale)
         conditioning = self._prepare_conditioning(request, guided)
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for timestep in scheduler.timesteps:
+        guided_steps = count_guided_steps(len(timesteps), self.guidance_stop)
+        for number, timestep in enumerate(timesteps):
+            if guided and number == guided_steps:
+                guided, conditioning = False, self._prepare_conditioning(request, False)
             samples = torch.cat([latents, latents]) if guided else latents
             samples = scheduler.scale_model_input(samples, timestep).to(self.dtype)
-            prediction = self.unet(samples, timestep, return_dict=False, **conditioning)[0].float()
+            prediction = self.call_denoiser(samples, timestep, **conditioning).float()
             if guided:
                 without, with_prompt = prediction.chunk(2)
                 prediction = without + key.guidance_scale * (with_prompt - without)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
         return latents
+
+    def _start(
+        self, request: BatchRequest, scheduler: Any, generators: list[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents to begin with, and the timesteps to go through."""
+        if request.starts:
+            return start_from_pictures(self.vae, scheduler, request.starts, generators)
+        return self.draw_noise(request.key, generators) * scheduler.init_noise_sigma, scheduler.timesteps
 
     def make_scheduler(self, name: str) -> Any:
         """A fresh scheduler with the checkpoint's own betas, prediction type and spacing."""

@@ -1,0 +1,157 @@
+"""torch.compile by regions: the blocks that a denoiser repeats, whose kernels are kept on disk.
+
+On CUDA every block is compiled for the sizes it meets and nothing else, and cuDNN comes first among the kernels of
+attention. Each size of batch costs a compilation there: batches are padded to powers of two.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar, Final
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
+from dgate_core.backends.eager import EagerDenoiser, quantise_in_place
+from dgate_core.backends.inputs import record_call
+from dgate_core.errors import BackendUnfitError
+from dgate_core.manifest.item import BatchKey
+from dgate_core.models.families.contract import Samples
+from dgate_core.models.families.latent import LatentModel
+from dgate_core.models.hashing import find_cache_folder
+
+CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
+_UNET_LAYERS: Final = frozenset({"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"})
+_REPEATED: Final = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
+"""Of UNets and decoders, on CUDA: small enough that equal ones share kernels and a compilation takes seconds."""
+_ATTENTION_ORDER: Final = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+_VARIANTS: Final = 64
+"""Compilations of one block: a UNet's levels differ in their channels, and torch gives up after eight."""
+
+
+class CompiledBackend:
+    """Fused kernels. Refuses strict runs: they treat the end of a batch apart, so that places in it differ."""
+
+    name: ClassVar[str] = "compiled"
+
+    def prepare(self, model: LatentModel, request: BackendRequest) -> PreparedDenoiser:
+        """See `Backend`."""
+        if request.is_strict:
+            raise BackendUnfitError(
+                "compiled kernels round a sample by its place in the batch",
+                "determinism=fast",
+                "strict runs take eager",
+            )
+        check_compiler(request.device)
+        keep_kernels()
+        artefact = quantise_in_place(model, request, self.name)
+        if request.device != "cuda":
+            compile_regions(model.denoiser)
+            return CompiledDenoiser(model, artefact)
+        if hasattr(model.denoiser, "down_blocks"):
+            model.denoiser.to(memory_format=torch.channels_last)
+        compile_blocks(model.denoiser)
+        return CompiledOnCuda(model, artefact)
+
+
+class CompiledDenoiser(EagerDenoiser):
+    """The module with compiled regions; kernels come with the first call of a size."""
+
+    def __init__(self, model: LatentModel, artefact: str | None) -> None:
+        super().__init__(model, artefact)
+        self._warm: set[tuple[int, int, int]] = set()
+
+    @torch.inference_mode()
+    def warm_up(self, key: BatchKey, samples: int) -> None:
+        """See `PreparedDenoiser`: the first size of a batch is compiled for itself, the second for all that follow."""
+        size = (key.height, key.width, samples)
+        if size in self._warm:
+            return
+        call = record_call(self.model, ShapeBucket(key.height, key.width), samples)
+        try:
+            self(call.samples, call.timestep, **call.conditioning)
+        except (TorchDynamoException, InductorError) as error:
+            release_regions(self.model.denoiser)
+            reason = str(error).strip().splitlines()[0][:200]
+            raise BackendUnfitError(f"torch.compile fails: {reason}", "a compiler that works") from error
+        self._warm.add(size)
+
+
+class CompiledOnCuda(CompiledDenoiser):
+    """Blocks with kernels of their own for each size."""
+
+    pads_batches: ClassVar[bool] = True
+
+    def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
+        """See `DenoiserCall`."""
+        with prefer_cudnn():
+            return super().__call__(samples, timestep, **conditioning)
+
+
+def prefer_cudnn() -> Any:
+    """A context in which scaled_dot_product_attention takes cuDNN's kernel where it has one."""
+    return sdpa_kernel(list(_ATTENTION_ORDER), set_priority=True) if torch.cuda.is_available() else nullcontext()
+
+
+def compile_blocks(module: Any) -> None:
+    """Compiles every repeated block for itself: equal ones share their kernels, so that it takes seconds."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    names = _REPEATED | set(getattr(module, "_repeated_blocks", None) or ())
+    for block in module.modules():
+        if type(block).__name__ in names:
+            # One code serves all levels of a UNet: torch would make the second size it meets a variable, and slower.
+            block.compile(dynamic=False)
+
+
+def compile_regions(denoiser: Any) -> None:
+    """Marks the regions; nothing is compiled before its first call."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    for region in list_regions(denoiser):
+        region.compile()
+
+
+def release_regions(denoiser: Any) -> None:
+    """The inverse of `compile_regions`."""
+    for region in list_regions(denoiser):
+        region._compiled_call_impl = None
+
+
+def list_regions(denoiser: Any) -> Iterator[torch.nn.Module]:
+    """Blocks that the class names as repeated; of a UNet its levels, which fuse better than the attention alone, and
+    the layers inside, which step savers call by themselves."""
+    if hasattr(denoiser, "down_blocks"):
+        levels = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
+        yield from (level for level in levels if level is not None)
+        names = _UNET_LAYERS
+    else:
+        names = frozenset(getattr(denoiser, "_repeated_blocks", None) or denoiser._no_split_modules or ())
+    yield from (module for module in denoiser.modules() if type(module).__name__ in names)
+
+
+def keep_kernels() -> None:
+    """Inductor's cache in D-Gate's own, where the next process finds it; a place that the user set stays."""
+    os.environ.setdefault(CACHE_VARIABLE, str(find_cache_folder() / "inductor"))
+
+
+def check_compiler(device: str) -> None:
+    """Raises BackendUnfitError where torch.compile has no compiler to work with."""
+    if device == "cpu":
+        compiler = os.environ.get("CXX") or "g++"
+        if shutil.which(compiler) is None and shutil.which("clang++") is None:
+            raise BackendUnfitError("torch.compile finds no C++ compiler", "g++ or clang++", "install g++")
+    elif device == "cuda":
+        if not torch.utils._triton.has_triton():
+            raise BackendUnfitError("torch.compile finds no Triton for this GPU", "triton", "pip install triton")
+    else:
+        raise BackendUnfitError(f"torch.compile is not used on {device}", "cpu or cuda", "take the profile exact")

@@ -1,0 +1,56 @@
+"""The denoiser as diffusers has it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from dgate_core.backends.contract import BackendRequest, PreparedDenoiser
+from dgate_core.backends.quantised import find_wanted_artefact
+from dgate_core.manifest.item import BatchKey
+from dgate_core.models.families.contract import Samples
+from dgate_core.models.families.latent import LatentModel
+
+
+class EagerBackend:
+    """Serves everything, strict runs included: one sample's arithmetic is that of its place in a padded batch."""
+
+    name: ClassVar[str] = "eager"
+
+    def prepare(self, model: LatentModel, request: BackendRequest) -> PreparedDenoiser:
+        """See `Backend`."""
+        return EagerDenoiser(model, quantise_in_place(model, request, self.name))
+
+
+class EagerDenoiser:
+    """Calls the module."""
+
+    pads_batches: ClassVar[bool] = False
+
+    def __init__(self, model: LatentModel, artefact: str | None) -> None:
+        self.model, self.artefact = model, artefact
+
+    def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
+        """See `DenoiserCall`."""
+        return self.model.call_module(samples, timestep, **conditioning)
+
+    def warm_up(self, key: BatchKey, samples: int) -> None:
+        """Nothing is to be built."""
+
+
+def quantise_in_place(model: LatentModel, request: BackendRequest, backend: str) -> str | None:
+    """Puts the quantised layers of the wanted artefact into the model, and returns its name.
+
+    Raises:
+        BackendUnfitError: there is none that passed its gate.
+    """
+    artefact = find_wanted_artefact(model, request, backend)
+    if artefact is None:
+        return None
+    from dgate_core.quant.artefact import PLAN_FILE
+    from dgate_core.quant.plan import read_plan
+    from dgate_core.quant.quantise import quantise_model
+
+    quantise_model(model, read_plan(artefact.find_file(PLAN_FILE)))
+    return artefact.name

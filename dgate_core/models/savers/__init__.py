@@ -1,0 +1,1 @@
+"""Steps that are left out: what a denoiser computed before serves again, or guidance ends early."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "reproduce": ("flows.commands.reproduce", "make a picture again from the file alone"),
     "evaluate": ("flows.commands.evaluate", "measure the pictures of a run"),
     "gate": ("flows.commands.gate", "may this run replace that one: pass, fail, or not decided"),
+    "optimize": ("flows.commands.optimize", "quantise a model, and let it serve when it passes the gate"),
     "runs": ("flows.commands.runs", "show and list runs"),
     "track": ("flows.commands.track", "send a run's records to its trackers"),
     "models": ("flows.commands.models", "list the models that are known"),
@@ -25,6 +26,8 @@ COMMANDS = {
     "reference": ("flows.commands.reference", "build, list and show reference sets"),
     "suite": ("flows.commands.suite", "list, show and export prompt suites"),
     "export": ("flows.commands.export", "write a run's pictures as GenEval, T2I-CompBench or HPSv2 read them"),
+    "serve": ("flows.commands.serve", "pictures on demand: an API in the shapes of OpenAI's, and a page"),
+    "keys": ("flows.commands.keys", "who may use the API, for what, how much and until when"),
     "up": ("flows.commands.up", "start a local Prefect server, pool and workers"),
     "bench": ("flows.commands.bench", "measure against plain diffusers"),
 }

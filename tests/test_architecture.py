@@ -25,8 +25,8 @@ COMMAND_LINE = ("flows/cli", "flows/commands")
 LAYERS = [
     {"errors"},
     {"registry", "storage", "config", "data_files"},
-    {"manifest", "runs", "tracking", "postcards"},
-    {"models"},
+    {"manifest", "runs", "tracking", "telemetry", "postcards"},
+    {"models", "safety"},
     {"backends", "quant", "adapters", "video"},
     {"engine"},
     {"evaluation"},
@@ -38,6 +38,7 @@ HEAVY_ROOMS = (
     "finetune/",
     "dgate_core/backends/",
     "dgate_core/models/families/",
+    "dgate_core/models/savers/",
     "dgate_core/quant/",
     "dgate_core/adapters/",
     "dgate_core/video/",

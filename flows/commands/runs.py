@@ -1,4 +1,4 @@
-"""`dgate runs`: show one run, list those in a folder."""
+"""`dgate runs`: show one run, list those in a folder, tell Prometheus of them."""
 
 from __future__ import annotations
 
@@ -42,6 +42,26 @@ def list_runs(folder: str) -> None:
         models = ", ".join(record.get("models", {}))
         table.add_row(name, record["state"], str(counts.get("ok", "")), str(counts.get("error", "")), rate, models)
     Console().print(table)
+
+
+@command.command("metrics")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--port", default=9109, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--once", is_flag=True, help="Print the metrics and end, for node_exporter's textfile collector.")
+def show_metrics(runs: tuple[str, ...], host: str, port: int, once: bool) -> None:
+    """Rows, rate, time left, lanes and gate verdict of runs, for Prometheus; folders or s3://, begun or not."""
+    from dgate_core.telemetry.run_metrics import render_runs, serve_runs
+
+    if once:
+        click.echo(render_runs(runs).decode(), nl=False)
+        return
+    port, thread, server = serve_runs(runs, host, port)
+    click.echo(f"metrics of {len(runs)} runs at http://{host}:{port}/metrics. Ctrl-C stops it.")
+    try:
+        thread.join()
+    finally:
+        server.shutdown()
 
 
 def describe_run(uri: str, record: dict[str, Any]) -> str:

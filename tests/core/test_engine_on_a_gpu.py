@@ -40,7 +40,7 @@ PROMPTS = (
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Kernels and hashes of these tests alone; what one has cached of the GPU's memory is no longer there for the next."""
+    """Kernels and hashes of these tests alone; nothing cached on the GPU stays for the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DGATE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield

@@ -132,7 +132,9 @@ def test_verify_holds_the_configs_against_the_weights(call: Call, folder: Path) 
 
 
 @pytest.mark.parametrize(
-    "make", [make_sd, make_sdxl, make_sd3, make_flux, make_pixart, make_qwen_image, make_z_image], ids=str
+    "make",
+    [make_sd, make_sdxl, make_sd3, make_flux, make_pixart, make_qwen_image, make_z_image],
+    ids=lambda make: make.__name__,
 )
 def test_every_family_fits_its_own_configs(make: Callable[[Path], Path], tmp_path: Path) -> None:
     assert find_misfits(make(tmp_path)) == []

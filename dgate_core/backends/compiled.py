@@ -83,7 +83,7 @@ class CompiledDenoiser(EagerDenoiser):
             self(call.samples, call.timestep, **call.conditioning)
         except (TorchDynamoException, InductorError) as error:
             release_regions(self.model.denoiser)
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = " ".join(str(error).split())[:400]
             raise BackendUnfitError(f"torch.compile fails: {reason}", "a compiler that works") from error
         self._warm.add(size)
 

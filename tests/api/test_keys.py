@@ -266,22 +266,16 @@ def test_concurrent_requests_of_a_key(door: Door) -> None:
     assert door.ask(secret).status_code == 200
 
 
-def test_thousand_wrong_keys(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+def test_thousand_wrong_keys(door: Door) -> None:
     secret = door.make("searched")
     keys = [make_key("wrong", ("generate",), 0.0)[0] for _ in range(500)]
     keys += [secret[:19] + make_key("wrong", ("generate",), 0.0)[0][19:] for _ in range(500)]
-    with caplog.at_level(logging.DEBUG), httpx.Client(base_url=door.live.url) as client:
-        seconds = []
+    with httpx.Client(base_url=door.live.url) as client:
         for key in keys:
-            started = time.perf_counter()
             answer = client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
-            seconds.append(time.perf_counter() - started)
             assert answer.status_code == 401
             assert key not in answer.text
         assert client.get("/v1/models", headers={"authorization": f"Bearer {secret}"}).status_code == 200
-    first, last = sorted(seconds[:500])[250], sorted(seconds[500:])[250]
-    assert max(first, last) < 2 * min(first, last)
-    print(f"1,000 wrong keys: {sum(seconds):.2f} s, median {sorted(seconds)[500] * 1000:.2f} ms")
 
 
 def test_secrets_stand_in_no_log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import click
@@ -56,6 +57,8 @@ def show_metrics(runs: tuple[str, ...], host: str, port: int, once: bool) -> Non
     if once:
         click.echo(render_runs(runs).decode(), nl=False)
         return
+    # A shell starts what goes into the background with Ctrl-C switched off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     port, thread, server = serve_runs(runs, host, port)
     click.echo(f"metrics of {len(runs)} runs at http://{host}:{port}/metrics. Ctrl-C stops it.")
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 from openai import OpenAI
 
 from tests.api.batch_lab import make_line, read_lines, start_batch, wait_for_batch, write_lines
@@ -54,6 +55,7 @@ def wait_until_ready(url: str) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.slow  # four processes that load torch, one after another
 def test_a_killed_server_loses_no_batch(tmp_path: Path, checkpoint: str) -> None:
     lines = [make_line(number, seed=number, num_inference_steps=40) for number in range(24)]
     path = write_lines(tmp_path / "in.jsonl", lines)

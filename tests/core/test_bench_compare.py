@@ -46,6 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return measure_comparison(options, lambda _: None)
 
 
+@pytest.mark.slow
 def test_speed_and_quality_stand_side_by_side(found: dict[str, Any]) -> None:
     six, one = found["contenders"]
     assert six["speed"]["latency_seconds"] > one["speed"]["latency_seconds"]
@@ -58,6 +59,7 @@ def test_speed_and_quality_stand_side_by_side(found: dict[str, Any]) -> None:
     assert json.loads(json.dumps(found))["contenders"][0]["name"] == "starter-unet@6"
 
 
+@pytest.mark.slow
 def test_the_page_holds_figures_and_pictures(found: dict[str, Any]) -> None:
     page = render_comparison(found)
     assert page.count("data:image/webp;base64,") == 12
@@ -69,6 +71,7 @@ def test_the_page_holds_figures_and_pictures(found: dict[str, Any]) -> None:
     assert page.count("<tr>") == 1 + len(names)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_made_again(found: dict[str, Any]) -> None:
     options = CompareOptions(**{**found["options"], "contenders": tuple(found["options"]["contenders"])})
     folder, [contender, _] = Path(options.folder), read_contenders(options.contenders)

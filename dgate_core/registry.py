@@ -17,24 +17,34 @@ class Registry:
         kind: What the names are, for messages ("scheduler", "backend").
         entries: name → "module:attribute".
         extras: top-level package → the extra of pyproject.toml that installs it.
+        takes_plugins: Whether a user's own `module:function` may stand in the place of a name.
     """
 
-    def __init__(self, kind: str, entries: dict[str, str], extras: dict[str, str] | None = None) -> None:
-        self.kind, self.entries, self.extras = kind, entries, extras or {}
+    def __init__(
+        self, kind: str, entries: dict[str, str], extras: dict[str, str] | None = None, *, takes_plugins: bool = False
+    ) -> None:
+        self.kind, self.entries, self.extras, self.takes_plugins = kind, entries, extras or {}, takes_plugins
 
     def names(self) -> list[str]:
         """All names, in the order of the table."""
         return list(self.entries)
 
+    def check(self, name: str) -> None:
+        """Raises UsageError when there is no such name; imports nothing."""
+        if name not in self.entries and not (self.takes_plugins and ":" in name):
+            plugin = ["module:function"] if self.takes_plugins else []
+            raise explain_unknown(self.kind, name, [*self.entries, *plugin], UsageError)
+
     def load(self, name: str) -> Any:
         """Imports what the name stands for.
 
         Raises:
-            UsageError: there is no such name.
+            UsageError: there is no such name, or no such plug-in.
             MissingExtraError: its package is not installed.
         """
+        self.check(name)
         if name not in self.entries:
-            raise explain_unknown(self.kind, name, self.entries, UsageError)
+            return self._load_plugin(name)
         module, _, attribute = self.entries[name].partition(":")
         try:
             return getattr(import_module(module), attribute)
@@ -43,6 +53,15 @@ class Registry:
             if package in self.extras:
                 raise MissingExtraError(package, self.extras[package]) from error
             raise
+
+    def _load_plugin(self, address: str) -> Any:
+        module, _, attribute = address.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"the {self.kind} {address} cannot be loaded: {error}", "module:function", "check the name"
+            ) from error
 
 
 def explain_unknown(kind: str, name: str, known: Iterable[str], error: type[DgateError]) -> DgateError:

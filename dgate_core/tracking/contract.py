@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
-from dgate_core.errors import DgateError, UsageError
-from dgate_core.registry import Registry, explain_unknown
+from dgate_core.errors import DgateError
+from dgate_core.registry import Registry
 from dgate_core.storage import Storage
 from dgate_core.tracking.local_json import RecordBatch
 
@@ -40,6 +39,7 @@ TRACKERS = Registry(
     "tracker",
     {"wandb": "dgate_core.tracking.to_wandb:deliver", "mlflow": "dgate_core.tracking.to_mlflow:deliver"},
     extras={"wandb": "wandb", "mlflow": "mlflow"},
+    takes_plugins=True,
 )
 
 
@@ -49,8 +49,7 @@ def check_tracker(name: str) -> None:
     Raises:
         UsageError: it is neither.
     """
-    if name not in TRACKERS.entries and ":" not in name:
-        raise explain_unknown("tracker", name, [*TRACKERS.names(), "module:function"], UsageError)
+    TRACKERS.check(name)
 
 
 def load_tracker(name: str) -> Deliver:
@@ -60,15 +59,5 @@ def load_tracker(name: str) -> Deliver:
         UsageError: there is no such tracker.
         MissingExtraError: its package is not installed.
     """
-    check_tracker(name)
-    if name in TRACKERS.entries:
-        deliver: Deliver = TRACKERS.load(name)
-        return deliver
-    module, _, attribute = name.partition(":")
-    try:
-        plug_in: Deliver = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"the tracker {name} cannot be loaded: {error}", "module:function", "check the name"
-        ) from error
-    return plug_in
+    deliver: Deliver = TRACKERS.load(name)
+    return deliver

@@ -42,8 +42,8 @@ class DrainingServer(uvicorn.Server):
         if self._draining_since is not None:
             super().handle_exit(sig, frame)
             return
-        logger.warning("draining: what was accepted is finished; once more stops at once")
         self.drain()
+        logger.warning("draining: what was accepted is finished; once more stops at once")
 
     def drain(self) -> None:
         """Refuses new work; the server ends by itself when the work in hand is done."""

@@ -254,6 +254,7 @@ class Lane:
             self._generator = self._lease.enter_context(self.pool.use(model))
             self._model = model
             self.report.add_stages({"load": time.perf_counter() - started})
+            self.reporter.tell(now=True)
         return self._generator
 
     def _open_generator(self, model: str) -> Generator:

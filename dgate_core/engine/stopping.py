@@ -53,9 +53,10 @@ def listen_for_signals(stop: StopSignal) -> Iterator[None]:
         if stop.is_set():
             stop.before_exit()
             os._exit(128 + number)
-        logger.warning("stopping: the batch in hand is finished first; once more stops at once")
+        # Set first: a second signal may come while the line is being written, and must find it set.
         stop.number = number
         stop.set()
+        logger.warning("stopping: the batch in hand is finished first; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

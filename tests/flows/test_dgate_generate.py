@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dgate_core.engine.reports import read_reports
+from dgate_core.storage import open_storage
 from tests.flows.conftest import COMMAND, Done, list_prompts, wait_for, write_manifest
 from tests.flows.run_checks import check_every_row_once
 
@@ -110,7 +113,8 @@ def test_second_ctrl_c_stops_at_once(environment: dict[str, str], checkpoint: st
     with subprocess.Popen(
         [*command, "--set", "precision=float32"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
     ) as process:
-        wait_for(lambda: bool(list(run.glob("shards/*/_claim-*"))), 120)
+        wait_for(lambda: has_loaded_the_model(run), 120)
+        time.sleep(0.5)  # the batch begins right after
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         wait_for(lambda: "once more stops at once" in (process.stderr.readline() if process.stderr else ""), 60)
@@ -119,6 +123,11 @@ def test_second_ctrl_c_stops_at_once(environment: dict[str, str], checkpoint: st
     wait_for(lambda: not any(child.is_running() for child in children), 30)
     assert not list(run.glob("shards/*/_COMMIT"))
     assert json.loads((run / "run.json").read_text())["state"] == "running"
+
+
+def has_loaded_the_model(run: Path) -> bool:
+    """As the lane's report says."""
+    return any("load" in report.stages for report in read_reports(open_storage(str(run))))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from dgate_core.bench.gate_plants import (
     round_vae,
     shuffle_colours,
 )
+from dgate_core.config import build_settings
 from dgate_core.engine.begin import open_run
 from dgate_core.engine.lane import Lane, LaneOptions
 from dgate_core.engine.local import finish_run
@@ -83,6 +84,8 @@ class GateBenchOptions:
     """cpu, cuda, mps or auto."""
     workers: int = 1
     """Processes that make and judge the runs with other seeds."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of RunSettings, for every run: a cheaper schedule or a profile, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ class GateLab:
 
     def list_plants(self) -> Iterator[tuple[str, str, Callable[[], Path] | str]]:
         """Name, wanted decision, and how the run is made (or why it is not)."""
-        steps = max(self.checkpoint.spec.num_inference_steps // 2, 1)
+        steps = max(self._find_steps() // 2, 1)
         half = self.options.half_trained
         yield "identical", "pass", lambda: copy_run(self.baseline, self.folder / "identical")
         yield "half the steps", "fail", lambda: self.generate("half-steps", num_inference_steps=steps)
@@ -219,7 +222,8 @@ class GateLab:
         manifest, out = self.folder / f"{name}.jsonl", self.folder / name
         text = "".join(json.dumps({"id": row["id"], "prompt": row["prompt"]}) + "\n" for row in rows or self.rows)
         manifest.write_text(text, encoding="utf-8")
-        chosen = RunSettings(**{"model": self.options.model, "device": self.options.device, **settings})
+        common = {"model": self.options.model, "device": self.options.device, **self.options.settings}
+        chosen = build_settings(RunSettings, {**common, **settings})
         store = open_run([str(manifest)], str(out), chosen).store
         if not store.read_run()["state"].startswith("completed"):
             Lane(store, LaneOptions(device=self.options.device), StopSignal()).work()
@@ -239,6 +243,10 @@ class GateLab:
         verdict = judge_run(storage, open_storage(self.baseline), self.rules, self.draw_corpus)
         write_verdict(storage, verdict)
         return verdict
+
+    def _find_steps(self) -> int:
+        """Denoising steps of the baseline."""
+        return int(self.options.settings.get("num_inference_steps") or self.checkpoint.spec.num_inference_steps)
 
     def _list_metrics(self) -> tuple[str, ...]:
         corpus = {"fd", "fid", "kid", "cmmd"}
@@ -260,8 +268,8 @@ class GateLab:
         return self.generate(
             name,
             model=model,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
+            num_inference_steps=self._find_steps(),
+            guidance_scale=self.options.settings.get("guidance_scale") or spec.guidance_scale,
         )
 
     def _shuffle_colours(self) -> Path:

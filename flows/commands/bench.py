@@ -54,12 +54,15 @@ def bench_planning(rows: int, kind: str) -> None:
     "--folder", default="runs/bench-gate", show_default=True, help="Runs stay here; the same command goes on."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, for every run.")
 @click.option("--out", metavar="FILE", help="Write the table here as JSON.")
-def bench_gate(out: str | None, **options: Any) -> int:
+def bench_gate(out: str | None, assignments: tuple[str, ...], **options: Any) -> int:
     """Plants regressions into real runs and prints what the gate says; exit code 1 when it says anything wrong."""
     from dgate_core.bench.gate import GateBenchOptions, measure_gate
+    from dgate_core.config import parse_assignments
 
-    found = measure_gate(GateBenchOptions(**options), click.echo)
+    settings = parse_assignments(assignments)
+    found = measure_gate(GateBenchOptions(**options, settings=settings), click.echo)
     click.echo(f"{found['false_alarms']} false alarms in {found['reruns']} runs with other seeds")
     if out is not None:
         Path(out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

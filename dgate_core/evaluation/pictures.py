@@ -131,7 +131,8 @@ def load_picture(reader: PictureReader, expected: ExpectedPicture, is_known: IsK
         decoded = None if is_known(digest) else picture.pixels
     except _BROKEN_PICTURE:
         return LoadedPicture(expected, b"", digest, "unreadable", (read - started, 0.0))
-    return replace(picture, decoded=decoded, seconds=(read - started, time.perf_counter() - read))
+    decoding = 0.0 if decoded is None else time.perf_counter() - read
+    return replace(picture, decoded=decoded, seconds=(read - started, decoding))
 
 
 def know_nothing(sha256: str) -> bool:  # noqa: ARG001 - part of the contract

@@ -58,7 +58,7 @@ def test_a_run_is_scored_as_it_is_made(api: str, checkpoint: str, call: Callable
     assert json.loads(done.out)["evaluation"] == str(out / "evaluation" / "evaluation.json")
     evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert [(metric["name"], metric["n_used"]) for metric in evaluation["metrics"]] == [("sanity", 3)]
-    assert evaluation["seconds"]["decode"] < 0.001, "the pictures were seen while they were made"
+    assert evaluation["seconds"]["decode"] == 0, "the pictures were seen while they were made"
 
 
 def test_what_cannot_be_scored_is_told_before_anything_is_made(api: str, checkpoint: str, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_everything_wrong_with_whole_files_is_told_at_once(tmp_path: Path) -> No
         ("m.jsonl", b'[\n{"prompt": "a"},\n{"prompt": "b"},\n]\n', "no line can be read as one JSON object"),
         ("m.jsonl", '{"prompt": "a"}\n'.encode("utf-16"), "no line can be read"),
         ("m.jsonl.gz", b'{"prompt": "a"}\n', "damaged"),
-        ("m.csv.gz", gzip.compress(b"prompt\n" + b"a\n" * 9000)[:-20], "damaged"),
+        ("m.csv.gz", gzip.compress(b"prompt\n" + b"a\n" * 9000, mtime=0)[:-20], "damaged"),
         ("m.parquet", b"", "broken"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -18,12 +19,12 @@ def read_config(path: str) -> dict[str, Any]:
     """The settings in a YAML (or JSON) file.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: no such file, not YAML, not a mapping, or a key that stands twice.
     """
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _find_loader())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the config {path} cannot be read: {error}", "a YAML file", "check the path") from error
     except yaml.YAMLError as error:
@@ -31,6 +32,24 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"the config {path} holds {type(found).__name__}", "key: value lines")
     return found
+
+
+@cache
+def _find_loader() -> Any:
+    """YAML's safe loader, but a key that stands twice is an error: the last would win and the first go unseen."""
+    import yaml
+
+    class OnceLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            written = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            if repeated := next((key for key in written if written.count(key) > 1 and key != "<<"), None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {repeated!r} stands twice", node.start_mark
+                )
+            found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+            return found
+
+    return OnceLoader
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:

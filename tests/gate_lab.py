@@ -26,6 +26,8 @@ from dgate_core.runs.record import RESULT_SCHEMA
 from dgate_core.runs.store import RUN_FORMAT, RunStore
 from dgate_core.storage import Storage, open_storage
 
+PICTURES = "shards/00000/pictures.parquet"
+"""Bytes that are no pictures, but have the hashes that the results say."""
 POSTCARD = "a red boat and two small green trees on grass at night"
 
 
@@ -61,12 +63,14 @@ def make_run(folder: Path, table: Table) -> Storage:
     for name, values in table.scores.items():
         scores = scores.append_column(name, pa.array(np.asarray(values, float)[keep], pa.float64(), from_pandas=True))
     write_table(storage, RESULTS_FILE, keys.drop_columns(["defect"]))
-    write_table(storage, SCORES_FILE, scores)
+    contents = [f"{table.fingerprint} {index}".encode() for index in range(len(rows))]
+    write_table(storage, PICTURES, pa.table({"bytes": pa.array(contents, pa.binary())}))
+    scores_sha256 = hash_bytes(write_table(storage, SCORES_FILE, scores))
     own = {metric.name for metric in table.metrics}
     found = [measure(name, np.asarray(values, float)[keep]) for name, values in table.scores.items() if name not in own]
-    write_evaluation(
-        storage, Evaluation(storage.uri, table.fingerprint, (*found, *table.metrics), n_expected=len(keep))
-    )
+    metrics = (*found, *table.metrics)
+    evaluation = Evaluation(storage.uri, table.fingerprint, metrics, len(keep), scores_sha256=scores_sha256)
+    write_evaluation(storage, evaluation)
     RunStore(storage).write_run(describe_run(table.fingerprint, len(keep)))
     return storage
 
@@ -84,7 +88,7 @@ def list_rows(table: Table) -> list[dict[str, object]]:
                 "id": f"row-{index:05d}",
                 "image_index": 0,
                 "status": status,
-                "path": None if lost else f"shards/00000/images/{index:08d}.png",
+                "path": None if lost else f"{PICTURES}#{index}",
                 "sha256": None if lost else sha256,
                 "prompt": table.prompts[index] if table.prompts else POSTCARD,
                 "seed": table.seeds[index] if table.seeds else index,
@@ -102,7 +106,7 @@ def measure(name: str, values: np.ndarray, scope: Scope = "picture") -> MetricVa
     )
 
 
-def corpus(name: str, value: float, rows: int = 500) -> MetricValue:
+def corpus(name: str, value: float, rows: int = 300) -> MetricValue:
     return MetricValue(name, "corpus", "lower", value, n_used=rows, n_expected=rows, extractor="e", reference="r@1")
 
 
@@ -110,10 +114,11 @@ def broken(name: str, error: str) -> MetricValue:
     return replace(corpus(name, 0.0), value=None, error=error)
 
 
-def write_table(storage: Storage, key: str, table: pa.Table) -> None:
+def write_table(storage: Storage, key: str, table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    storage.write_bytes(key, sink.getvalue())
+    storage.write_bytes(key, sink.getvalue(), durable=False)
+    return sink.getvalue()
 
 
 def make_picture_run(folder: Path, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> Storage:

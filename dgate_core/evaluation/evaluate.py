@@ -15,7 +15,7 @@ from dgate_core.evaluation.metrics.sanity import EXTENT, note_defects
 from dgate_core.evaluation.picture_metric import Tools
 from dgate_core.evaluation.pictures import Chunk, ChunkReader, IsKnown, Pair, know_nothing
 from dgate_core.evaluation.references import open_reference
-from dgate_core.evaluation.results import Evaluation, MetricValue, write_evaluation
+from dgate_core.evaluation.results import Evaluation, MetricValue, hash_pictures, write_evaluation
 from dgate_core.evaluation.run_corpus import CorpusScorer
 from dgate_core.evaluation.scorer import PictureScorer
 from dgate_core.evaluation.scores import ScoresWriter
@@ -98,11 +98,11 @@ class _Session:
                 self.corpus.collect(chunk)
                 self._note(chunk, started)
             self.tools.features.close()
-            writer.finish(self.run)
+            scores_sha256 = writer.finish(self.run)
         means = self.pictures.sum_up(self.baseline.uri if self.baseline else "")
         metrics = self._warn_of_changes([*means, *self.corpus.sum_up(self.done, self.report)])
         self._sum_seconds(time.perf_counter() - started)
-        return self._describe(metrics)
+        return self._describe(metrics, scores_sha256)
 
     def _open_baseline(self) -> Storage | None:
         if self.options.baseline is None:
@@ -110,6 +110,12 @@ class _Session:
         baseline = open_storage(self.options.baseline)
         RunStore(baseline).read_run()
         return baseline
+
+    def _hash_baseline(self) -> str:
+        """What the baseline's results name, so that a gate can tell whether they are the same now."""
+        if self.baseline is None:
+            return ""
+        return hash_pictures((*row.key, row.sha256) for row in read_expected(self.baseline))
 
     def _choose_known(self) -> IsKnown:
         """Pictures of which every feature is cached are not decoded, unless a metric looks at the pixels themselves."""
@@ -151,16 +157,19 @@ class _Session:
         note = f"{self.changed:,} files are not the bytes that the run recorded: they were changed afterwards"
         return [replace(each, warnings=(*each.warnings, note)) if each.error is None else each for each in metrics]
 
-    def _describe(self, metrics: list[MetricValue]) -> Evaluation:
+    def _describe(self, metrics: list[MetricValue], scores_sha256: str) -> Evaluation:
         return Evaluation(
             run=self.run.uri,
             fingerprint=self.record["fingerprint"],
             metrics=tuple(metrics),
             n_expected=self.done,
             defects=dict(self.defects),
+            changed_files=self.changed,
+            scores_sha256=scores_sha256,
             by_attribute=self.pictures.tally_attributes(),
             reference=self.reference.label if self.reference else "",
             baseline=self.baseline.uri if self.baseline else "",
+            baseline_pictures=self._hash_baseline(),
             seconds={name: round(seconds, 3) for name, seconds in self.seconds.items()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )

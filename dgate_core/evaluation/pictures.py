@@ -27,7 +27,8 @@ LARGEST_CHUNK = 128
 READERS = 4
 """Threads that read and decode beside the scoring."""
 
-_BROKEN_CONTAINER = (tarfile.TarError, pa.ArrowInvalid)
+BROKEN_CONTAINER = (tarfile.TarError, pa.ArrowInvalid)
+"""What reading a picture out of a damaged tar or Parquet file raises."""
 _BROKEN_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """PIL raises SyntaxError for a broken PNG."""
 
@@ -123,7 +124,7 @@ def load_picture(reader: PictureReader, expected: ExpectedPicture, is_known: IsK
         data = reader.read(expected.path)
     except ObjectNotFoundError:
         return LoadedPicture(expected, defect="missing")
-    except _BROKEN_CONTAINER:
+    except BROKEN_CONTAINER:
         return LoadedPicture(expected, defect="unreadable")
     digest, read = hashlib.sha256(data).hexdigest(), time.perf_counter()
     picture = LoadedPicture(expected, data, digest)

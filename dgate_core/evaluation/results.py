@@ -6,8 +6,9 @@ that was expected, in the order of results.parquet) and `evaluation/gate.json` (
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from dgate_core.errors import DgateError
 from dgate_core.storage import Storage
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 EVALUATION_FILE = "evaluation/evaluation.json"
 SCORES_FILE = "evaluation/scores.parquet"
 GATE_FILE = "evaluation/gate.json"
@@ -105,12 +106,18 @@ class Evaluation:
     """Pictures that the run was to make."""
     defects: Mapping[str, int] = field(default_factory=dict)
     """Pictures by defect (black, constant, missing, …)."""
+    changed_files: int = 0
+    """Pictures whose files were not the bytes that the run recorded."""
+    scores_sha256: str = ""
+    """Of scores.parquet, so that the numbers of one evaluation and the rows of another are never taken together."""
     by_attribute: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """Postcards only: attribute (colour, object, count, …) → value → {n, right}."""
     reference: str = ""
     """Reference set, when there was one."""
     baseline: str = ""
     """Baseline run, when there was one."""
+    baseline_pictures: str = ""
+    """`hash_pictures` of the baseline, as it was when the paired metrics were measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Time by stage: read, decode, resize, network, statistics."""
     created: str = ""
@@ -123,27 +130,43 @@ class Evaluation:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
+def hash_pictures(pictures: Iterable[tuple[str, int, str | None]]) -> str:
+    """Hash (hex) of which sha256 belongs to which id and image_index; in any order, in constant memory."""
+    total = 0
+    for identity, index, sha256 in pictures:
+        digest = hashlib.sha256(f"{identity}\0{index}\0{sha256 or ''}".encode()).digest()
+        total = (total + int.from_bytes(digest)) % (1 << 256)
+    return f"{total:064x}"
+
+
 def write_evaluation(storage: Storage, evaluation: Evaluation) -> None:
-    """Writes evaluation.json whole or not at all."""
-    storage.write_bytes(EVALUATION_FILE, json.dumps(asdict(evaluation), indent=2).encode())
+    """Writes evaluation.json whole or not at all, with a hash of itself against edits and mixed-up files."""
+    record = json.loads(json.dumps(asdict(evaluation)))
+    storage.write_bytes(EVALUATION_FILE, json.dumps({**record, "sha256": _hash_record(record)}, indent=2).encode())
 
 
 def read_evaluation(storage: Storage) -> Evaluation:
     """Reads evaluation.json of a run's folder.
 
     Raises:
-        EvaluationError: there is none, or it is of another version.
+        EvaluationError: there is none, it is of another version, or it is not what `write_evaluation` wrote.
     """
+    again = f"run: dgate evaluate {storage.uri}"
     if not storage.exists(EVALUATION_FILE):
-        raise EvaluationError(
-            f"{storage.uri} has no {EVALUATION_FILE}", "an evaluated run", f"run: dgate evaluate {storage.uri}"
-        )
-    found: dict[str, Any] = json.loads(storage.read_bytes(EVALUATION_FILE))
+        raise EvaluationError(f"{storage.uri} has no {EVALUATION_FILE}", "an evaluated run", again)
+    try:
+        found: dict[str, Any] = dict(json.loads(storage.read_bytes(EVALUATION_FILE)))
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{EVALUATION_FILE} of {storage.uri} is damaged: {error}", "all of it", again) from error
     if found.get("version") != EVALUATION_VERSION:
         raise EvaluationError(
-            f"{EVALUATION_FILE} has version {found.get('version')}",
+            f"{EVALUATION_FILE} of {storage.uri} has version {found.get('version')}",
             f"version {EVALUATION_VERSION}",
-            f"run: dgate evaluate {storage.uri}",
+            again,
+        )
+    if found.pop("sha256", None) != _hash_record(found):
+        raise EvaluationError(
+            f"{EVALUATION_FILE} of {storage.uri} was changed after the evaluation", "what dgate evaluate wrote", again
         )
     metrics = tuple(_read_metric(each) for each in found.pop("metrics"))
     return Evaluation(metrics=metrics, **found)
@@ -153,3 +176,8 @@ def _read_metric(found: dict[str, Any]) -> MetricValue:
     interval = found.pop("interval")
     warnings = tuple(found.pop("warnings"))
     return MetricValue(interval=tuple(interval) if interval else None, warnings=warnings, **found)
+
+
+def _hash_record(record: Mapping[str, Any]) -> str:
+    """Of what JSON keeps: against accidents and hand edits, it is no signature."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,10 +39,11 @@ class ScoresWriter:
         columns += [pa.array(scores.get(name, nothing), pa.float64(), from_pandas=True) for name in metrics]
         self._writer.write_table(pa.table(columns, schema=self.schema))
 
-    def finish(self, run: Storage) -> None:
-        """Closes the file and stores it."""
+    def finish(self, run: Storage) -> str:
+        """Closes the file and stores it; gives its sha256 (hex)."""
         self._writer.close()
         run.upload_file(self._path, SCORES_FILE)
+        return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
     def __enter__(self) -> ScoresWriter:
         return self

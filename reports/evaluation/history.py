@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from dgate_core.evaluation.results import EVALUATION_FILE, Evaluation, MetricValue, read_evaluation
+from dgate_core.evaluation.results import EVALUATION_FILE, Evaluation, EvaluationError, MetricValue, read_evaluation
 from dgate_core.runs.folder import list_children
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import Storage, open_storage, split_uri
 from dgate_core.tracking.local_json import LocalLog
 from reports.evaluation.numbers import Interval
 from reports.summary import read_time
+
+logger = logging.getLogger(__name__)
 
 MAX_RUNS = 200
 MAX_POINTS = 30
@@ -102,7 +105,11 @@ def read_neighbours(run: Storage) -> Iterator[PastEvaluation]:
         beside = folder.child(child)
         if child == name or not beside.exists(EVALUATION_FILE) or _read_manifest(beside) != manifest:
             continue
-        evaluation = read_evaluation(beside)
+        try:
+            evaluation = read_evaluation(beside)
+        except EvaluationError as error:  # another run's damage costs this one a point of its history, no more
+            logger.warning("%s is left out of the history: %s", child, error.got)
+            continue
         moment = read_time(evaluation.created)
         if moment is not None:
             yield PastEvaluation(child, moment, tuple(_as_plain(metric) for metric in evaluation.metrics))

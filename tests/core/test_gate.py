@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from dgate_core.evaluation.gate.gate import judge_run
 from dgate_core.evaluation.gate.rules import GateRules, list_presets, parse_rules, read_rules
 from dgate_core.evaluation.gate.verdict import Verdict, read_verdict, verdict_to_record, write_verdict
 from dgate_core.evaluation.results import EVALUATION_FILE, SCORES_FILE, EvaluationError, MetricValue
+from dgate_core.runs.layout import RESULTS_FILE
 from dgate_core.storage import Storage, open_storage
 from flows.cli import main
-from tests.gate_lab import Table, broken, corpus, make_run, measure
+from tests.gate_lab import PICTURES, Table, broken, corpus, make_run, measure
 
 ROWS = 300
 CLIP = "clip_score:starter-clip"
@@ -172,9 +174,8 @@ def test_an_evaluation_that_crashed_fails(tmp_path: Path, damage: Callable[[Stor
 def test_an_evaluation_of_other_pictures_fails(tmp_path: Path) -> None:
     baseline = make_run(tmp_path / "baseline", Table(SCORES))
     run = make_run(tmp_path / "candidate", Table(SCORES, fingerprint="c"))
-    old = run.read_bytes(SCORES_FILE)
-    make_run(tmp_path / "candidate", Table(SCORES, fingerprint="c", statuses={5: "error"}))
-    run.write_bytes(SCORES_FILE, old)
+    retried = make_run(tmp_path / "retried", Table(SCORES, fingerprint="c", statuses={5: "error"}))
+    run.write_bytes(RESULTS_FILE, retried.read_bytes(RESULTS_FILE))
     verdict = judge_run(run, baseline, RULES, draw_noise)
     assert "not those that were evaluated, such as 'row-00005'" in verdict.checks[0].reason
 
@@ -201,18 +202,35 @@ def test_rules_of_the_postcard_world_are_not_asked_elsewhere(tmp_path: Path) -> 
     ]
 
 
+def make_mlperf(folder: Path, fid: MetricValue, **changes: Any) -> Storage:
+    clip = SCORES[CLIP] - SCORES[CLIP].mean() + 31.75
+    name = "clip_score:ViT-B-32"
+    measured = replace(measure(name, clip), extractor="ViT-B-32")
+    return make_run(folder, Table({name: clip}, metrics=(fid, measured), **changes))
+
+
 def test_windows_need_no_baseline(tmp_path: Path) -> None:
     rules = replace(read_rules("mlperf-sdxl"), minimum_rows=ROWS)
-    clip = SCORES[CLIP] - SCORES[CLIP].mean() + 31.75
-    good = make_run(tmp_path / "good", Table({"clip_score:ViT-B-32": clip}, metrics=(corpus("fid", 23.5, ROWS),)))
+    fid = replace(corpus("fid", 23.5), extractor="inception-v3-fid", reference="coco-2014-val@1 sha256:0123")
+    good = make_mlperf(tmp_path / "good", fid)
     assert judge_run(good, None, rules, draw_noise).passed
-    bad = make_run(tmp_path / "bad", Table({"clip_score:ViT-B-32": clip}, metrics=(corpus("fid", 22.9, ROWS),)))
+    bad = make_mlperf(tmp_path / "bad", replace(fid, value=22.9))
     assert find_fails(judge_run(bad, None, rules, draw_noise)) == ["fid"]
-    black = Table({"clip_score:x": clip}, metrics=(corpus("fid", 23.5, ROWS),), defects={1: "black"})
-    assert find_fails(judge_run(make_run(tmp_path / "black", black), None, rules, draw_noise)) == ["coverage"]
+    black = make_mlperf(tmp_path / "black", fid, defects={1: "black"})
+    assert find_fails(judge_run(black, None, rules, draw_noise)) == ["coverage"]
     few = judge_run(good, None, read_rules("mlperf-sdxl"), draw_noise)
     assert find_fails(few) == ["fid", "clip_score:*"]
     assert find_fails(judge_run(good, None, RULES, draw_noise)) == ["baseline"]
+
+
+def test_a_number_against_another_reference_or_of_another_network_is_not_in_the_window(tmp_path: Path) -> None:
+    rules = replace(read_rules("mlperf-sdxl"), minimum_rows=ROWS)
+    fid = replace(corpus("fid", 23.5), extractor="inception-v3-fid", reference="postcards-1k@1 sha256:0123")
+    verdict = judge_run(make_mlperf(tmp_path / "postcards", fid), None, rules, draw_noise)
+    assert "measured against postcards-1k@1" in verdict.list_checks("fail")[0].reason
+    fid = replace(fid, extractor="inception-v3-fid@tensorflow1", reference="coco-2014-val@1 sha256:0123")
+    verdict = judge_run(make_mlperf(tmp_path / "resize", fid), None, rules, draw_noise)
+    assert "the rule asks for inception-v3-fid" in verdict.list_checks("fail")[0].reason
 
 
 def test_a_corpus_metric_that_cannot_be_drawn_again_fails(tmp_path: Path) -> None:
@@ -270,15 +288,16 @@ def test_the_command_tells_by_its_exit_code(tmp_path: Path, capsys: pytest.Captu
     make_run(tmp_path / "same", Table(SCORES, fingerprint="c"))
     make_run(tmp_path / "black", Table(SCORES, fingerprint="c", defects={1: "black"}))
     codes = {}
-    for name in ("same", "black"):
+    make_run(tmp_path / "gone", Table(SCORES, fingerprint="c")).delete(PICTURES)
+    for name in ("same", "black", "gone"):
         with pytest.raises(SystemExit) as ended:
             main(["gate", str(tmp_path / name), "--baseline", baseline, "--json"])
         said = capsys.readouterr()
-        assert "its page is not drawn: there is no file" in said.err, "these runs are tables without pictures"
+        assert ("its page is not drawn: there is no file" in said.err) == (name == "gone")
         record = json.loads(said.out)
         assert record == json.loads((tmp_path / name / "evaluation" / "gate.json").read_text())
         codes[name] = ended.value.code
-    assert codes == {"same": 0, "black": 1}
+    assert codes == {"same": 0, "black": 1, "gone": 1}
     with pytest.raises(SystemExit) as ended:
         main(["gate", str(tmp_path / "black"), "--baseline", baseline])
     said = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from dgate_core.evaluation.gate.rules import GateRules, Rule
 from dgate_core.evaluation.gate.scored_run import ScoredRun
 from dgate_core.evaluation.results import MetricValue
 
+ALIKE_COUNTS: Final = 0.01
+"""Distances of corpora grow as their pictures become fewer: numbers of pictures may differ by this share at most."""
 MEASURED_ALIKE = ("scope", "better", "extractor", "weights_sha256", "resize", "reference")
 """Fields of a metric that must be equal in both runs."""
 
@@ -55,6 +58,8 @@ class Comparison:
     """Rows that should be."""
     n_worst: int = 0
     """Rows that count with the worst score."""
+    n_unscored: int = 0
+    """Sound pairs without a score in either run, such as prompts that the metric does not understand."""
 
 
 CorpusDraws = Callable[[RunPair, MetricValue], np.ndarray]
@@ -69,7 +74,7 @@ def compare_metric(rule: Rule, name: str, pair: RunPair, draw_corpus: CorpusDraw
         return Comparison(rule, metric or nothing, failure)
     assert metric is not None
     if not rule.needs_baseline:
-        return _take_value(rule, metric)
+        return _take_value(rule, metric, pair.candidate)
     if metric.scope == "corpus":
         return _compare_corpora(rule, metric, pair, draw_corpus)
     return _compare_pictures(rule, metric, pair)
@@ -91,6 +96,8 @@ def find_obstacle(rule: Rule, name: str, pair: RunPair) -> str:
         if metric.scope != "corpus" and name not in run.scores.column_names:
             return f"scores.parquet of the {side} has no column {name}"
     found = [run.evaluation.find_metric(name) for run in sides.values()]
+    if problem := _find_other_measure(rule, found[0]):
+        return problem
     for field in MEASURED_ALIKE:
         values = {getattr(metric, field) for metric in found}
         if len(values) > 1:
@@ -98,20 +105,55 @@ def find_obstacle(rule: Rule, name: str, pair: RunPair) -> str:
     return "" if rule.needs_baseline else _find_paired_obstacle(found[0], pair)
 
 
+def _find_other_measure(rule: Rule, metric: MetricValue | None) -> str:
+    """The rule may name the extractor and the reference that its numbers are of, and must not contradict the metric."""
+    assert metric is not None
+    if rule.direction in {"higher", "lower"} and rule.direction != metric.better:
+        return f"the rule says that {rule.direction} is better, but of {metric.name} {metric.better} is better"
+    if rule.extractor and not {metric.extractor, _drop_revision(metric.extractor)} & set(rule.extractor):
+        return (
+            f"{metric.name} was measured with {metric.extractor}, and the rule asks for {' or '.join(rule.extractor)}"
+        )
+    if rule.reference and metric.reference.partition("@")[0] != rule.reference:
+        against = metric.reference or "nothing"
+        return f"{metric.name} was measured against {against}, and the rule asks for {rule.reference}"
+    return ""
+
+
+def _drop_revision(extractor: str) -> str:
+    """`OWNER/NAME` of a hub's `OWNER/NAME@REVISION`; other names stay whole."""
+    return extractor.partition("@")[0] if "/" in extractor else extractor
+
+
 def _find_paired_obstacle(metric: MetricValue | None, pair: RunPair) -> str:
-    """A metric against a baseline must be against this one."""
-    told = pair.candidate.evaluation.baseline
-    if metric is None or metric.scope != "paired" or pair.baseline is None or told == pair.baseline.uri:
+    """A metric against a baseline must be against this one, as it is now."""
+    if metric is None or metric.scope != "paired" or pair.baseline is None:
         return ""
-    return f"{metric.name} was measured against {told}, not against {pair.baseline.uri}"
+    told = pair.candidate.evaluation
+    if told.baseline_pictures == pair.baseline.hash_pictures():
+        return ""
+    if told.baseline != pair.baseline.uri:
+        return f"{metric.name} was measured against {told.baseline}, not against {pair.baseline.uri}"
+    return f"{metric.name} was measured against other pictures than {told.baseline} has now"
 
 
-def _take_value(rule: Rule, metric: MetricValue) -> Comparison:
-    """The number itself, with the interval that the evaluation gives."""
+def _take_value(rule: Rule, metric: MetricValue, run: ScoredRun) -> Comparison:
+    """The number itself, with the interval that the evaluation gives; copies of a picture count once."""
     assert metric.value is not None
-    return Comparison(
-        rule, metric, candidate=metric.value, n_used=metric.n_used, n_expected=metric.n_expected or metric.n_used
-    )
+    seen = run.find_pictures() if metric.scope == "corpus" else run.find_sound()
+    expected = metric.n_expected or metric.n_used
+    if metric.scope == "picture":
+        seen &= ~np.isfinite(run.read_scores(metric.name))
+        if rule.test != "report" and (lost := int(seen.sum())):
+            return Comparison(rule, metric, f"{lost:,} sound pictures have no {metric.name}, uncounted")
+    elif metric.scope == "corpus" and metric.n_used != int(seen.sum()):
+        return Comparison(rule, metric, _describe_uncounted(metric, int(seen.sum())))
+    distinct = metric.n_used - int((run.find_repeats() & run.find_pictures()).sum())
+    return Comparison(rule, metric, candidate=metric.value, n_used=max(distinct, 0), n_expected=expected)
+
+
+def _describe_uncounted(metric: MetricValue, pictures: int) -> str:
+    return f"{metric.name} is of {metric.n_used:,} pictures, and the run has {pictures:,}"
 
 
 def _compare_pictures(rule: Rule, metric: MetricValue, pair: RunPair) -> Comparison:
@@ -138,7 +180,8 @@ def _compare_pictures(rule: Rule, metric: MetricValue, pair: RunPair) -> Compari
         baseline=float(theirs.mean()),
         candidate=float(ours.mean()),
         n_used=len(ours),
-        n_expected=len(ours),
+        n_expected=len(asked),
+        n_unscored=int((sound & ~asked).sum()),
         n_worst=int((asked & ~sound).sum()),
     )
     columns = np.stack([ours - theirs, theirs], axis=1)
@@ -161,6 +204,8 @@ def _compare_corpora(rule: Rule, metric: MetricValue, pair: RunPair, draw_corpus
         n_used=metric.n_used,
         n_expected=max(metric.n_expected, other.n_used),
     )
+    if problem := _find_other_counts(metric, other, pair):
+        return replace(found, failure=problem)
     try:
         draws = draw_corpus(pair, metric)
     except DgateError as error:
@@ -170,6 +215,18 @@ def _compare_corpora(rule: Rule, metric: MetricValue, pair: RunPair, draw_corpus
         return replace(found, failure=f"{metric.name} drawn again is not always a number")
     level = np.full(len(draws), other.value)
     return _add_effect(found, metric.value - other.value, draws, level, is_smooth=False)
+
+
+def _find_other_counts(metric: MetricValue, other: MetricValue, pair: RunPair) -> str:
+    """Numbers of all pictures that are there, and of about as many in both runs; empty when they are."""
+    assert pair.baseline is not None
+    for run, found in ((pair.candidate, metric), (pair.baseline, other)):
+        if found.n_used != (pictures := int(run.find_pictures().sum())):
+            return _describe_uncounted(found, pictures)
+    share = max(ALIKE_COUNTS, pair.rules.missing_rows)
+    if abs(metric.n_used - other.n_used) > share * max(metric.n_used, other.n_used):
+        return f"{metric.name} of {metric.n_used:,} pictures does not compare with that of {other.n_used:,}"
+    return ""
 
 
 def _add_effect(

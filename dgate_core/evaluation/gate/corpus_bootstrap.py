@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 
-from dgate_core.evaluation.expected import NOTHING_TO_SEE
 from dgate_core.evaluation.feature_set import Features
 from dgate_core.evaluation.gate.bootstrap import draw_weights
 from dgate_core.evaluation.gate.comparison import RunPair
@@ -42,7 +41,7 @@ class CorpusBootstrap:
         """
         assert pair.baseline is not None
         assert pair.pairing is not None
-        has_picture = [_find_pictures(run) for run in (pair.candidate, pair.baseline)]
+        has_picture = [run.find_pictures() for run in (pair.candidate, pair.baseline)]
         both = (pair.pairing.candidate >= 0) & has_picture[0][pair.pairing.candidate]
         both &= has_picture[1][pair.pairing.baseline]
         ours, theirs = pair.pairing.candidate[both], pair.pairing.baseline[both]
@@ -91,7 +90,7 @@ def collect_run_features(run: ScoredRun, extractor_name: str, device: str) -> Fe
 
     reader = PictureReader(run.storage)
     extractor = open_extractor(name_source(extractor_name), device)
-    rows = zip(run.list_values("path"), run.list_values("sha256"), _find_pictures(run), strict=True)
+    rows = zip(run.list_values("path"), run.list_values("sha256"), run.find_pictures(), strict=True)
 
     def read(path: str) -> np.ndarray:
         return decode_picture(reader.read(path))
@@ -107,15 +106,6 @@ def collect_run_features(run: ScoredRun, extractor_name: str, device: str) -> Fe
 def name_source(extractor: str) -> str:
     """What `open_extractor` takes for the name that a result carries; hub names stand there without their scheme."""
     return f"hf://{extractor}" if "/" in extractor else extractor
-
-
-def _find_pictures(run: ScoredRun) -> np.ndarray:
-    """bool (rows,): there is a picture that can be decoded, sound or not."""
-    pairs = zip(run.list_values("sha256"), run.list_values("defect"), run.list_values("path"), strict=True)
-    return np.array(
-        [bool(sha256 and path) and defect not in NOTHING_TO_SEE for sha256, defect, path in pairs],
-        bool,
-    )
 
 
 def _find_places(there: np.ndarray, rows: np.ndarray) -> np.ndarray:

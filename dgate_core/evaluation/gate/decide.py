@@ -58,6 +58,8 @@ def _decide(found: Comparison, rules: GateRules, family: int, p_value: float | N
     decision, reason = deciders[found.rule.test](found, check, rules, family)
     if found.n_worst:
         reason += f"; {found.n_worst:,} rows without a sound picture count as the worst"
+    if found.n_unscored:
+        reason += f"; {found.n_unscored:,} rows have no score in either run and are left out"
     return replace(check, decision=decision, reason=reason)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from dgate_core.evaluation.gate.comparison import Comparison, CorpusDraws, RunPair, compare_metric
 from dgate_core.evaluation.gate.decide import decide_checks
@@ -80,7 +81,7 @@ def _check_runs(pair: RunPair) -> Iterator[Check]:
 
 def check_metrics(pair: RunPair, draw_corpus: CorpusDraws) -> list[Check]:
     """A check for every rule and metric; rules that do not apply come last."""
-    asked = [rule for rule in pair.rules.rules if rule.prompts == "any" or _are_postcards(pair)]
+    asked = [rule for rule in pair.rules.rules if _is_asked(rule, pair)]
     skipped = [rule for rule in pair.rules.rules if rule not in asked]
     found: list[Comparison] = []
     for rule in asked:
@@ -90,7 +91,7 @@ def check_metrics(pair: RunPair, draw_corpus: CorpusDraws) -> list[Check]:
             nothing = MetricValue(rule.metric, "picture", "higher", None, error=reason)
             found.append(Comparison(rule, nothing, reason))
         found += [compare_metric(_fit_rule(rule, name, pair), name, pair, draw_corpus) for name in names]
-    reason = "not asked: the prompts are no captions of the postcard world"
+    reason = "not asked: too few prompts are captions of the postcard world"
     return [
         *decide_checks(found, pair.rules),
         *(Check(rule.metric, rule.metric, "pass", reason, reported_only=True) for rule in skipped),
@@ -100,18 +101,19 @@ def check_metrics(pair: RunPair, draw_corpus: CorpusDraws) -> list[Check]:
 def find_names(rule: Rule, pair: RunPair) -> list[str]:
     """Metrics that the rule is about, as the baseline (or else the candidate) names them.
 
-    `*` leaves out what is measured against a baseline, and takes in whatever the candidate was asked for in vain.
+    `*` takes in what only the candidate was measured with, for a metric that the baseline lacks is not compared; and of
+    what is measured against a baseline only what the candidate was asked for in vain.
     """
     run = pair.baseline if pair.baseline is not None and rule.needs_baseline else pair.candidate
-    names = [metric.name for metric in run.list_metrics()]
-    if rule.metric == ANY_METRIC:
-        named = {name for other in pair.rules.rules if other is not rule for name in _match(other.metric, names)}
-        paired = {metric.name for metric in run.list_metrics() if metric.scope == "paired"}
-        names = [name for name in names if name not in paired]
-        broken = [metric.name for metric in pair.candidate.list_metrics() if metric.error is not None]
-        named |= {name for other in pair.rules.rules if other is not rule for name in _match(other.metric, broken)}
-        return [name for name in dict.fromkeys([*names, *broken]) if name not in named | SEEN_BY_OTHER_CHECKS]
-    return _match(rule.metric, names)
+    if rule.metric != ANY_METRIC:
+        return _match(rule.metric, [metric.name for metric in run.list_metrics()])
+    found = [
+        *(metric.name for metric in run.list_metrics() if metric.scope != "paired"),
+        *(metric.name for metric in pair.candidate.list_metrics() if metric.scope != "paired" or metric.error),
+    ]
+    others = [other for other in pair.rules.rules if other is not rule and _is_asked(other, pair)]
+    named = {name for other in others for name in _match(other.metric, found)}
+    return [name for name in dict.fromkeys(found) if name not in named | SEEN_BY_OTHER_CHECKS]
 
 
 def _fit_rule(rule: Rule, name: str, pair: RunPair) -> Rule:
@@ -129,11 +131,16 @@ def _match(asked: str, names: list[str]) -> list[str]:
     return [name for name in names if name == base or name.startswith(f"{base}:")]
 
 
-def _are_postcards(pair: RunPair) -> bool:
-    prompts = set((pair.baseline or pair.candidate).list_values("prompt"))
-    return all(prompt and _is_caption(prompt) for prompt in prompts)
+def _is_asked(rule: Rule, pair: RunPair) -> bool:
+    """Rules of the postcard world apply where all prompts are its captions, or as many as a check needs."""
+    if rule.prompts == "any":
+        return True
+    prompts = (pair.baseline or pair.candidate).list_values("prompt")
+    captions = sum(bool(prompt) and _is_caption(prompt) for prompt in prompts)
+    return captions >= min(rule.minimum_rows or pair.rules.minimum_rows, len(prompts))
 
 
+@lru_cache(maxsize=100_000)
 def _is_caption(prompt: str) -> bool:
     try:
         parse_caption(prompt)

@@ -27,23 +27,30 @@ class Pairing:
     """Pairs whose noise differs."""
     baseline_unsound: int
     """Rows of the baseline that are not compared, because it has no sound picture there."""
+    repeats: int = 0
+    """Rows of the baseline that are not compared, because they ask for the same picture as an earlier row."""
 
     def __len__(self) -> int:
         return len(self.baseline)
 
 
 def pair_rows(candidate: ScoredRun, baseline: ScoredRun, pairing: Literal["noise", "prompt"]) -> Pairing:
-    """Pairs on (id, image_index) every row whose picture is sound in the baseline."""
+    """Pairs on (id, image_index) every row whose picture is sound in the baseline, and no copy of an earlier row's.
+
+    Copies tell nothing new: counted, they would fill up the minimum of rows and narrow every interval.
+    """
     places = {key: place for place, key in enumerate(candidate.list_keys())}
-    sound = baseline.find_sound()
-    rows = np.flatnonzero(sound)
+    sound, repeated = baseline.find_sound(), baseline.find_repeats()
+    rows = np.flatnonzero(sound & ~repeated)
     keys = baseline.list_keys()
+    extra = sorted(set(places) - set(keys))
     found = np.array([places.get(keys[row], -1) for row in rows], np.int64)
     other_prompts = _find_differing(candidate, baseline, found, rows, "prompt")
     other_seeds = _find_differing(candidate, baseline, found, rows, "seed")
     problems = [
-        *_describe_repeats("candidate", candidate.list_keys()),
-        *_describe_repeats("baseline", keys),
+        *describe_repeats("candidate", candidate.list_keys()),
+        *describe_repeats("baseline", keys),
+        *_describe_extra(extra),
         *_describe_differing("prompt", other_prompts, keys, rows),
         *(_describe_differing("seed", other_seeds, keys, rows) if pairing == "noise" else ()),
     ]
@@ -52,8 +59,10 @@ def pair_rows(candidate: ScoredRun, baseline: ScoredRun, pairing: Literal["noise
     elif (found < 0).all():
         problems.append("the runs have no row in common")
     is_sound = np.where(found >= 0, candidate.find_sound()[found], False) if places else found >= 0
-    unsound = int(len(sound) - len(rows))
-    return Pairing(found, rows, is_sound, tuple(problems), len(other_seeds), unsound)
+    unsound = int((~sound).sum())
+    return Pairing(
+        found, rows, is_sound, tuple(problems), len(other_seeds), unsound, repeats=int((sound & repeated).sum())
+    )
 
 
 def _find_differing(
@@ -72,7 +81,17 @@ def _describe_differing(column: str, positions: list[int], keys: list[RowKey], r
     return [f"{len(positions):,} rows have another {column} than in the baseline, such as {identity!r}, image {index}"]
 
 
-def _describe_repeats(run: str, keys: list[RowKey]) -> list[str]:
+def _describe_extra(keys: list[RowKey]) -> list[str]:
+    """Rows that nobody compares may be as bad as they like, and make distances of the corpus smaller."""
+    if not keys:
+        return []
+    return [
+        f"{len(keys):,} rows of the candidate are not in the baseline, such as {keys[0][0]!r}, image {keys[0][1]}: "
+        "both runs must be of the same prompts"
+    ]
+
+
+def describe_repeats(run: str, keys: list[RowKey]) -> list[str]:
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if not repeated:
         return []

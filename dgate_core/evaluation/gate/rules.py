@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dgate_core.config import build_settings, read_config
 from dgate_core.data_files import find_data_file, list_data_files
@@ -18,6 +19,26 @@ ANY_METRIC = "*"
 Test = Literal["worse", "within", "value", "report"]
 Direction = Literal["higher", "lower", "both"]
 BoundKind = Literal["absolute", "relative", "window"]
+
+
+LARGEST: Final = 1e12
+"""No bound is wider: one that nothing can break is a mistake."""
+_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "minimum_rows": (2, math.inf),
+    "significance": (1e-6, 0.5),
+    "confidence": (0.5, 0.9999),
+    "resamples": (200, 1e6),
+    "seed": (0, 2**63),
+    "missing_rows": (0, 0.5),
+    "more_defects": (0, 0.5),
+}
+"""Least and greatest that a setting of the rules may be."""
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError for a number outside, or one that is none."""
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value}", f"{name} from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +71,17 @@ class Rule:
     resolution: float | None = None
     """With `worse`: undecided when noise could hide a harm of this size (unit of the bound)."""
     prompts: Literal["any", "postcards"] = "any"
-    """`postcards`: asked only where every prompt is a caption of the postcard world."""
+    """`postcards`: asked only where all prompts, or as many as the rule needs rows, are captions of postcards."""
+    extractor: tuple[str, ...] = ()
+    """Feature extractors that the number may be of; empty takes any, as long as both runs have the same."""
+    reference: str | None = None
+    """Reference set that the number must be against; None takes any, as long as both runs have the same."""
+
+    def __post_init__(self) -> None:
+        if self.minimum_rows is not None:
+            check_range("minimum_rows", self.minimum_rows, 2, math.inf)
+        if self.resolution is not None:
+            check_range("resolution", self.resolution, 1e-9, LARGEST)
 
     @property
     def needs_baseline(self) -> bool:
@@ -86,9 +117,8 @@ class GateRules:
     """Share of pictures that may be black, constant, unreadable … beyond those of the baseline, 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("significance", 1e-6, 0.5), ("confidence", 0.5, 0.9999), ("resamples", 200, 1e6)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name}={getattr(self, name)}", f"{name} from {low:g} to {high:g}")
+        for name, (low, high) in _RANGES.items():
+            check_range(name, getattr(self, name), low, high)
 
     @property
     def needs_baseline(self) -> bool:
@@ -140,8 +170,19 @@ def _parse_bound(entry: dict[str, Any]) -> Bound:
     if not isinstance(written, dict) or len(written) != 1:
         raise ConfigError(f"bound: {written}", "one of absolute: X, relative: X, window: [LOW, HIGH]")
     kind, value = next(iter(written.items()))
-    if kind == "window" and isinstance(value, list) and len(value) == 2 and value[0] <= value[1]:
-        return Bound("window", float(value[0]), float(value[1]))
-    if kind in {"absolute", "relative"} and isinstance(value, (int, float)) and value >= 0:
+    if kind == "window" and isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+        low, high = map(float, value)
+        if low <= high and (math.isfinite(low) or math.isfinite(high)):
+            return Bound("window", low, high)
+    # Half of the baseline is far beyond any harm that a gate lets pass: who writes 2 means 2 %.
+    most = {"absolute": LARGEST, "relative": 0.5}.get(kind, -1.0)
+    if _is_number(value) and 0 <= value <= most:
         return Bound(kind, -float(value), float(value))
-    raise ConfigError(f"bound: {written}", "absolute or relative: a number of 0 or more, or window: [LOW, HIGH]")
+    raise ConfigError(
+        f"bound: {written}",
+        "absolute: a number of 0 or more, relative: a share from 0 to 0.5 (0.02 is 2 %), or window: [LOW, HIGH]",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

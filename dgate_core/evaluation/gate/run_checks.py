@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dgate_core.evaluation.gate.pairs import Pairing
+from dgate_core.evaluation.gate.pairs import Pairing, describe_repeats
 from dgate_core.evaluation.gate.rules import GateRules
 from dgate_core.evaluation.gate.scored_run import PICTURE_STATUSES, ScoredRun
 from dgate_core.evaluation.gate.verdict import Check
@@ -19,6 +19,8 @@ def check_pairs(pairing: Pairing, rules: GateRules, is_same_run: bool = False) -
         reason += f"; {pairing.other_seeds:,} have other noise"
     if pairing.baseline_unsound:
         reason += f"; {pairing.baseline_unsound:,} rows are not compared, the baseline has no sound picture there"
+    if pairing.repeats:
+        reason += f"; {pairing.repeats:,} rows ask for the same picture as another row and count once"
     if is_same_run:
         reason += "; the candidate is the baseline itself"
     if pairing.problems:
@@ -28,9 +30,9 @@ def check_pairs(pairing: Pairing, rules: GateRules, is_same_run: bool = False) -
 
 def check_coverage(candidate: ScoredRun, pairing: Pairing, rules: GateRules) -> Check:
     """Fails when pictures that the baseline has are not there in the candidate."""
-    statuses = candidate.list_values("status")
-    found = Counter("not in the run" if row < 0 else str(statuses[row]) for row in pairing.candidate)
-    missing = {status: count for status, count in found.items() if status not in PICTURE_STATUSES}
+    states = _name_states(candidate)
+    found = Counter("not in the run" if row < 0 else states[row] for row in pairing.candidate)
+    missing = {state: count for state, count in found.items() if state not in PICTURE_STATUSES}
     number, share = sum(missing.values()), rules.missing_rows
     reason = "every picture of the baseline has its counterpart"
     if number:
@@ -49,6 +51,15 @@ def check_coverage(candidate: ScoredRun, pairing: Pairing, rules: GateRules) -> 
         n_used=len(pairing) - number,
         n_expected=len(pairing),
     )
+
+
+def _name_states(run: ScoredRun) -> list[str]:
+    """The status of each row, or that its picture is gone although the run says it is there."""
+    pairs = zip(run.list_values("status"), run.list_values("defect"), strict=True)
+    return [
+        "without its file" if status in PICTURE_STATUSES and defect == "missing" else str(status)
+        for status, defect in pairs
+    ]
 
 
 def check_defects(candidate: ScoredRun, baseline: ScoredRun, rules: GateRules) -> Check:
@@ -80,16 +91,18 @@ def _count_defects(run: ScoredRun) -> Counter[str]:
 
 
 def check_wholeness(candidate: ScoredRun, rules: GateRules) -> Check:
-    """Without a baseline: fails when any more than the allowed pictures are missing or defective."""
+    """Without a baseline: fails when any more than the allowed pictures are missing or defective, or rows repeat."""
     lost = Counter(defect for defect in candidate.list_values("defect") if defect is not None)
     number, expected = sum(lost.values()), len(candidate.scores)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(lost.items()))
     allowed = rules.missing_rows + rules.more_defects
+    problems = describe_repeats("candidate", candidate.list_keys())
+    reason = f"{number:,} of {expected:,} pictures are missing or defective" + (f" ({kinds})" if kinds else "")
     return Check(
         "coverage",
         "",
-        "fail" if number > allowed * expected or not expected else "pass",
-        f"{number:,} of {expected:,} pictures are missing or defective" + (f" ({kinds})" if kinds else ""),
+        "fail" if number > allowed * expected or not expected or problems else "pass",
+        "; ".join([*problems, reason]),
         better="lower",
         candidate=number / max(expected, 1),
         effect=number / max(expected, 1),

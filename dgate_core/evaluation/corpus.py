@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 
 from dgate_core.evaluation.corpus_names import BETTER, name_metric, parse_family
 from dgate_core.evaluation.feature_set import Features
-from dgate_core.evaluation.features.extractor import INCEPTION
+from dgate_core.evaluation.features.extractor import INCEPTION, INCEPTION_TENSORFLOW
 from dgate_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_features
+from dgate_core.evaluation.metrics.inception_score import InceptionScoreOptions, inception_score
 from dgate_core.evaluation.metrics.kernel_distance import KidOptions, clip_discrepancy, kernel_inception_distance
 from dgate_core.evaluation.metrics.precision_recall import NEIGHBOURS, find_covered
 from dgate_core.evaluation.resampling import ShareResampler, draw_interval, find_features, open_resampler
 from dgate_core.evaluation.results import EvaluationError, MetricValue
 from dgate_core.evaluation.statistics import ReferenceStatistics, features_to_statistics
+from dgate_core.evaluation.weights.given import INCEPTION_LOGITS, load_given
+from dgate_core.evaluation.weights.store import hash_tensors
 from dgate_core.models.catalog import HUB_SCHEME
 
 FEW_PICTURES: Final = 2048
@@ -38,6 +42,8 @@ class CorpusOptions:
     """Of the draws."""
     kid: KidOptions = field(default_factory=KidOptions)
     """Of KID."""
+    inception_score: InceptionScoreOptions = field(default_factory=InceptionScoreOptions)
+    """Of the Inception score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,7 @@ def measure_corpus(
     try:
         _check_extractors(name, features, reference)
         if family == "inception_score":
-            raise EvaluationError(
-                "these weights of Inception end before its final layer", "the logits of 1,008 classes"
-            )
+            return _measure_inception_score(nothing, features, options)
         if reference is None:
             raise EvaluationError(f"{name} compares with a reference set, and there is none", "", "give --reference")
         found = _MEASURES[family](features, reference, options)
@@ -134,6 +138,26 @@ def _check_extractors(name: str, features: Features, reference: ReferenceStatist
             raise EvaluationError(f"a reference made with {part} {theirs!r}", repr(ours), "build the reference again")
     if len(reference.mean) != features.matrix.shape[1]:
         raise EvaluationError(f"a reference of {len(reference.mean)} features", f"{features.matrix.shape[1]} features")
+
+
+def _measure_inception_score(nothing: MetricValue, features: Features, options: CorpusOptions) -> MetricValue:
+    """Of the logits without their bias, as torch-fidelity; compares with no reference."""
+    if features.extractor not in (INCEPTION, INCEPTION_TENSORFLOW):
+        raise EvaluationError(f"an Inception score of {features.extractor}", f"{INCEPTION} or {INCEPTION_TENSORFLOW}")
+    layer = load_given(INCEPTION_LOGITS)
+    logits = features.sort() @ layer["fc.weight"].T
+    mean, deviation = inception_score(logits, options.inception_score)
+    weights = hashlib.sha256(f"{features.weights_sha256} {hash_tensors(layer)}".encode()).hexdigest()
+    few = f"{len(features):,} pictures: the score grows with their number; 50,000 are usual"
+    return replace(
+        nothing,
+        value=mean,
+        error=None,
+        weights_sha256=weights,
+        reference="",
+        details={"splits": float(options.inception_score.splits), "split_standard_deviation": deviation},
+        warnings=(few,) if len(features) < FEW_PICTURES else (),
+    )
 
 
 def _measure_frechet(features: Features, reference: ReferenceStatistics, options: CorpusOptions) -> Measurement:

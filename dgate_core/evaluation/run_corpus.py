@@ -104,7 +104,8 @@ class CorpusScorer:
     ) -> MetricValue:
         from dgate_core.evaluation.corpus import CorpusOptions, measure_corpus
 
-        reference = self._find_reference(extractor, report) if self._reference is not None else None
+        compares = self._reference is not None and family != "inception_score"
+        reference = self._find_reference(extractor, report) if compares else None
         features = self._tools.features.finish(extractor)
         found = measure_corpus(family, features, reference, CorpusOptions(n_expected))
         if found.value is None or found.n_used == n_expected:

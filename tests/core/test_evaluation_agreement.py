@@ -17,6 +17,8 @@ from dgate_core.evaluation.metrics import clip_score as our_clip_score
 from dgate_core.evaluation.metrics import lpips_distance, psnr, ssim
 from dgate_core.evaluation.picture_metric import Tools
 from dgate_core.evaluation.pictures import Chunk, LoadedPicture
+from dgate_core.evaluation.results import MissingWeightsError
+from dgate_core.evaluation.weights.given import LPIPS_SQUEEZE, import_weights
 from dgate_core.models.catalog import STARTER_FOLDER
 from tests.postcard_pictures import need_weights
 from tests.postcard_run import draw_postcards, encode
@@ -121,15 +123,24 @@ def test_lpips_is_that_of_lpips(net: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert ours.max() > 0.1
 
 
-def test_lpips_squeeze_from_a_hub_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["hub", "import"])
+def test_lpips_squeeze_from_a_hub_file_or_an_imported_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     import lpips
     from torchvision import models
 
     torch.manual_seed(0)
     backbone = models.squeezenet1_1(weights=None)
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(backbone.state_dict(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(MissingWeightsError, match="dgate weights import lpips-squeeze FILE"):
+        lpips_distance.open_metric("squeeze", CPU)
+    file = tmp_path / way / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(backbone.state_dict(), file)
+    if way == "import":
+        import_weights(LPIPS_SQUEEZE, file)
     chunk = make_chunk(count=6)
     ours = lpips_distance.open_metric("squeeze", CPU).score(chunk)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:

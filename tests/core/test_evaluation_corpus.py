@@ -18,9 +18,9 @@ from scipy import linalg
 from dgate_core.evaluation.corpus import CorpusOptions, measure_corpus
 from dgate_core.evaluation.feature_set import Features, collect_features
 from dgate_core.evaluation.features.extractor import INCEPTION, INCEPTION_TENSORFLOW, open_extractor
-from dgate_core.evaluation.features.torch_home import write_torch_home
+from dgate_core.evaluation.features.torch_home import INCEPTION_FILES, write_torch_home
 from dgate_core.evaluation.metrics.frechet import FrechetResampler, frechet_distance, frechet_distance_of_features
-from dgate_core.evaluation.metrics.inception_score import inception_score
+from dgate_core.evaluation.metrics.inception_score import InceptionScoreOptions, inception_score
 from dgate_core.evaluation.metrics.kernel_distance import (
     KernelResampler,
     KidOptions,
@@ -40,6 +40,7 @@ from dgate_core.evaluation.statistics import (
     read_reference,
     write_reference,
 )
+from dgate_core.evaluation.weights.given import INCEPTION_LOGITS, import_weights
 from tests.postcard_pictures import make_postcards, need_weights, write_pictures
 
 QUICK = CorpusOptions(resamples=20)
@@ -253,7 +254,7 @@ Change = Callable[[ReferenceStatistics], ReferenceStatistics | None]
         ("fd", lambda found: replace(found, mean=found.mean[:4]), "a reference of 4 features"),
         ("kid", lambda found: replace(found, features=None), "mean and covariance alone"),
         ("precision", lambda found: replace(found, features=draw_features(3, 12, 1)), "more than 3"),
-        ("inception_score", lambda found: found, "end before its final layer"),
+        ("inception_score", lambda found: found, "an Inception score of some-clip"),
     ],
 )
 def test_what_cannot_be_measured_is_an_error_in_the_metric(metric: str, change: Change, reason: str) -> None:
@@ -261,6 +262,13 @@ def test_what_cannot_be_measured_is_an_error_in_the_metric(metric: str, change: 
     found = measure_corpus(metric, features, change(features_to_reference(features, "same", "")))
     assert found.value is None
     assert reason in (found.error or "")
+
+
+def test_without_the_final_layer_there_is_no_inception_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path))
+    found = measure_corpus("inception_score", replace(make_features(draw_features(9, 12, 1)), extractor=INCEPTION))
+    assert (found.name, found.value) == ("inception_score", None)
+    assert "dgate weights import inception-logits FILE" in (found.error or "")
 
 
 def test_one_picture_has_no_distance() -> None:
@@ -345,10 +353,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inception as torch-fidelity and pytorch-fid load it."""
+    """Inception as torch-fidelity and pytorch-fid load it, with a final layer that is drawn: no package carries it."""
     need_weights("inception")
-    home = tmp_path_factory.mktemp("home")
-    write_torch_home(home, ["inception"])
+    home, draw = tmp_path_factory.mktemp("home"), torch.Generator().manual_seed(0)
+    for path in write_torch_home(home, ["inception"]):
+        state = torch.load(path, weights_only=True)
+        layer = {name: 0.1 * torch.randn(state[name].shape, generator=draw) for name in ("fc.weight", "fc.bias")}
+        torch.save({**state, **layer}, path)
     return home
 
 
@@ -361,7 +372,7 @@ def measure_postcards(extractor_name: str, metrics: dict[str, CorpusOptions]) ->
     return {name: metric.value for name, metric in found.items() if metric.value is not None}
 
 
-def test_postcards_have_torch_fidelitys_fid_kid_precision_and_recall(
+def test_postcards_have_torch_fidelitys_fid_kid_precision_recall_and_inception_score(
     folders: tuple[Path, Path], torch_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch_fidelity import calculate_metrics
@@ -369,7 +380,7 @@ def test_postcards_have_torch_fidelitys_fid_kid_precision_and_recall(
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
 
     names = {"fd": "frechet_inception_distance", "precision": "precision", "recall": "recall"}
-    names["kid"] = "kernel_inception_distance_mean"
+    names |= {"kid": "kernel_inception_distance_mean", "inception_score": "inception_score_mean"}
     expected = calculate_metrics(
         input1=str(folders[0]),
         input2=str(folders[1]),
@@ -377,6 +388,8 @@ def test_postcards_have_torch_fidelitys_fid_kid_precision_and_recall(
         fid=True,
         kid=True,
         prc=True,
+        isc=True,
+        isc_splits=1,
         kid_subsets=1,
         kid_subset_size=32,
         cuda=False,
@@ -384,7 +397,12 @@ def test_postcards_have_torch_fidelitys_fid_kid_precision_and_recall(
         verbose=False,
         batch_size=16,
     )
-    found = measure_postcards(INCEPTION_TENSORFLOW, dict.fromkeys(names, CorpusOptions(resamples=0)))
+    monkeypatch.setenv("DGATE_CACHE", str(torch_home / "cache"))
+    import_weights(INCEPTION_LOGITS, torch_home / "hub" / "checkpoints" / INCEPTION_FILES[1])
+    options = CorpusOptions(resamples=0, inception_score=InceptionScoreOptions(splits=1))
+    found = measure_postcards(INCEPTION_TENSORFLOW, dict.fromkeys(names, options))
+    assert found["inception_score"] == pytest.approx(expected[names["inception_score"]], rel=1e-4)
+    assert found["inception_score"] > 1.01
     assert found["fd"] == pytest.approx(expected[names["fd"]], abs=1e-3)
     assert found["kid"] == pytest.approx(expected[names["kid"]], abs=1e-6)
     assert found["precision"] == pytest.approx(expected["precision"])

@@ -169,7 +169,7 @@ def test_a_missing_weight_is_an_error_and_never_another_number(tmp_path: Path) -
         assert metric.value is None
         assert command in str(metric.error)
         assert metric.better == "lower"
-    assert "SqueezeNet" in str(find(evaluation, "lpips:squeeze").error)
+    assert "dgate weights import lpips-squeeze" in str(find(evaluation, "lpips:squeeze").error)
     assert find(evaluation, "psnr").value == 100.0
     same = find(evaluation, "fd:starter-clip")
     assert same.value == pytest.approx(0, abs=1e-3)

@@ -22,6 +22,7 @@ from dgate_core.evaluation.results import EvaluationError, MissingWeightsError
 from dgate_core.evaluation.weights.catalog import WEIGHTS, WeightsSpec
 from dgate_core.evaluation.weights.convert import list_inception_convolutions
 from dgate_core.evaluation.weights.fetch import download_archive, fetch_weights, read_hub_file, read_member
+from dgate_core.evaluation.weights.given import INCEPTION_LOGITS, LPIPS_SQUEEZE, import_weights, locate_given
 from dgate_core.evaluation.weights.numpy_pickle import read_arrays
 from dgate_core.evaluation.weights.store import hash_tensors, load_weights, locate_weights
 from flows.cli import main
@@ -241,3 +242,72 @@ def test_the_list_says_what_is_here(
     said = capsys.readouterr().out
     assert all(name in said for name in WEIGHTS)
     assert " yes " not in said
+
+
+def keep_everything(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state
+
+
+def forget_the_layer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+
+
+def change_the_network(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "Conv2d_1a_3x3.conv.weight": state["Conv2d_1a_3x3.conv.weight"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (keep_everything, "numbers that are none"),
+        (forget_the_layer, "has no final layer"),
+        (change_the_network, "is not FID's Inception"),
+    ],
+)
+def test_only_fids_inception_with_its_layer_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[..., dict[str, torch.Tensor]], message: str
+) -> None:
+    """What `dgate weights export` writes has a layer of NaN, since no package carries it."""
+    need_weights("inception")
+    file = write_torch_home(tmp_path, ["inception"])[0]
+    torch.save(change(torch.load(file, weights_only=True)), file)
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(EvaluationError, match=message):
+        import_weights(INCEPTION_LOGITS, file)
+    assert not locate_given(INCEPTION_LOGITS).exists()
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return (print, ("a trap",))
+
+
+def test_imports_say_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "short.safetensors").write_bytes(b"abc")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1], tmp_path / "list.pth")
+    wrong = {
+        "trap.pth": "cannot be read",
+        "short.safetensors": "cannot be read",
+        "none.pth": "cannot be read",
+        "list.pth": "cannot be read",
+        "other.pth": "no SqueezeNet",
+    }
+    for name, message in wrong.items():
+        with pytest.raises(SystemExit) as ended:
+            main(["weights", "import", LPIPS_SQUEEZE, str(tmp_path / name)])
+        said = capsys.readouterr()
+        assert ended.value.code == 1
+        assert message in said.err
+        assert "a trap" not in said.out
+    with pytest.raises(EvaluationError, match="did you mean 'lpips-squeeze'"):
+        import_weights("lpips-squeez", tmp_path / "other.pth")
+    with pytest.raises(SystemExit):
+        main(["weights", "list"])
+    assert "inception-logits" in capsys.readouterr().out

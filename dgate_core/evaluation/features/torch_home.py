@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from dgate_core.evaluation.weights.given import INCEPTION_LOGITS, load_given, locate_given
 from dgate_core.evaluation.weights.store import load_weights
 
 INCEPTION_FILES: Final = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
@@ -42,7 +43,8 @@ _HEADS: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
 def write_torch_home(folder: Path, names: Sequence[str]) -> list[Path]:
     """Writes weights for use with `TORCH_HOME=folder`.
 
-    Layers that are missing are NaN: whoever reads them (an Inception score) gets no number rather than a wrong one.
+    Layers that are missing (and were not imported) are NaN: whoever reads them (an Inception score) gets no number
+    rather than a wrong one.
 
     Args:
         folder: Made when it is not there.
@@ -60,6 +62,8 @@ def write_torch_home(folder: Path, names: Sequence[str]) -> list[Path]:
     for name in names:
         state = {key: torch.from_numpy(value) for key, value in load_weights(name).items()}
         head = {key: torch.tensor(torch.nan).expand(shape) for key, shape in _HEADS[name].items()}
+        if name == "inception" and locate_given(INCEPTION_LOGITS).is_file():
+            head = {key: torch.from_numpy(value) for key, value in load_given(INCEPTION_LOGITS).items()}
         for file in HOME_FILES[name]:
             torch.save({**state, **head}, checkpoints / file)
             written.append(checkpoints / file)

@@ -14,8 +14,8 @@ from dgate_core.evaluation.features.computing import compute_in_fp32
 from dgate_core.evaluation.features.lpips_network import LPIPS_WEIGHTS, LpipsNet, open_lpips
 from dgate_core.evaluation.picture_metric import MetricCard, Tools, list_pairs, stack_by_size
 from dgate_core.evaluation.pictures import Chunk
-from dgate_core.evaluation.results import MissingWeightsError
 from dgate_core.evaluation.weights.catalog import find_spec
+from dgate_core.evaluation.weights.given import LPIPS_SQUEEZE, load_given, read_tensors
 from dgate_core.evaluation.weights.store import has_weights, hash_tensors
 from dgate_core.registry import explain_unknown
 
@@ -65,31 +65,26 @@ def pictures_to_pixels(pairs: np.ndarray) -> torch.Tensor:
 def open_network(net: str) -> tuple[Any, str]:
     """lpips' own module, version 0.1, and the hash of its backbone.
 
-    The backbone is the one that was fetched, else torchvision's file in torch's hub cache.
+    The backbone is the one that was fetched, else torchvision's file in torch's hub cache, else (SqueezeNet, which no
+    package carries) the one that was imported.
 
     Raises:
-        MissingWeightsError: neither is on this machine.
+        MissingWeightsError: none is on this machine; names the command.
         MissingExtraError: `lpips` is not installed.
     """
     file = find_hub_file(net)
     if net in LPIPS_WEIGHTS and (file is None or has_weights(LPIPS_WEIGHTS[net])):
         return open_lpips(cast(LpipsNet, net)), find_spec(LPIPS_WEIGHTS[net]).tensors_sha256
-    if file is None:
-        raise MissingWeightsError(
-            f"the SqueezeNet of lpips:{net} is not on this machine",
-            f"torchvision's {NETS[net]} in torch's hub cache",
-            "give lpips:alex, or run where a network is: torchvision.models.squeezenet1_1(weights='DEFAULT')",
-        )
+    tensors = read_tensors(file) if file is not None else load_given(LPIPS_SQUEEZE)
     from lpips import LPIPS  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():  # lpips calls torchvision in a way that is deprecated there
         warnings.simplefilter("ignore", UserWarning)
         network = LPIPS(net=net, pnet_rand=True, verbose=False)
-    tensors = torch.load(file, map_location="cpu", weights_only=True)
     # lpips keeps the layers' numbers: its `slice2.3.weight` is torchvision's `features.3.weight`.
     backbone = {name: tensors[f"features.{name.partition('.')[2]}"] for name in network.net.state_dict()}
-    network.net.load_state_dict(backbone)
-    return network.eval(), hash_tensors({name: tensor.numpy() for name, tensor in backbone.items()})
+    network.net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in backbone.items()})
+    return network.eval(), hash_tensors(backbone)
 
 
 def find_hub_file(net: str) -> Path | None:

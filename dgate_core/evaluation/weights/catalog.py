@@ -54,7 +54,7 @@ WEIGHTS: Mapping[str, WeightsSpec] = {
             tensors_sha256="6f53ccdb0af486fb73bcba93a85f3e122d36440921b90f8d491a8871d1c4ac6d",
             megabytes=81,
             licence="Apache-2.0",
-            purpose="FID, KID, precision, recall; without the final layer, so no Inception score",
+            purpose="FID, KID, precision, recall; without the final layer that an Inception score needs",
         ),
         WeightsSpec(
             "lpips-alex",

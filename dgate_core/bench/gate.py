@@ -38,7 +38,7 @@ from dgate_core.evaluation.gate.corpus_bootstrap import CorpusBootstrap
 from dgate_core.evaluation.gate.gate import judge_run
 from dgate_core.evaluation.gate.rules import GateRules, read_rules
 from dgate_core.evaluation.gate.verdict import Verdict, write_verdict
-from dgate_core.evaluation.results import EVALUATION_FILE
+from dgate_core.evaluation.results import EvaluationError, read_evaluation
 from dgate_core.manifest.suites import locate_suite
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.runs.settings import RunSettings
@@ -48,6 +48,8 @@ from dgate_core.storage import open_storage
 logger = logging.getLogger(__name__)
 
 ALARMS_ALLOWED: Final = 0.05
+RERUNS_NEEDED: Final = 40
+"""Runs with other seeds below which the share of false alarms is not shown."""
 ABSENT_PACKAGE: Final = "lpips"
 _EVALUATE_WITHOUT_PACKAGE: Final = f"""
 import sys
@@ -112,7 +114,7 @@ def measure_gate(options: GateBenchOptions, tell: Callable[[str], None]) -> dict
         tell: Takes progress lines.
 
     Returns:
-        The table, false alarms, and whether everything came out as it should.
+        The table, false alarms, what was not tried, and whether everything that was came out as it should.
     """
     lab = GateLab(options, tell)
     trials = []
@@ -129,6 +131,14 @@ def measure_gate(options: GateBenchOptions, tell: Callable[[str], None]) -> dict
         "trials": [asdict(trial) for trial in trials],
         "reruns": len(reruns),
         "false_alarms": alarms,
+        "not_tried": [
+            *(trial.name for trial in trials if trial not in tried),
+            *(
+                []
+                if options.reruns >= RERUNS_NEEDED
+                else [f"{options.reruns} of {RERUNS_NEEDED} runs with other seeds"]
+            ),
+        ],
         "as_wanted": all(trial.found == trial.wanted for trial in tried) and alarms <= ALARMS_ALLOWED * options.reruns,
     }
 
@@ -231,8 +241,10 @@ class GateLab:
         return out
 
     def evaluate(self, run: Path) -> None:
-        """Scores a run that has no evaluation yet."""
-        if not (run / EVALUATION_FILE).exists():
+        """Scores a run that has no evaluation yet, or one of an older version."""
+        try:
+            read_evaluation(open_storage(run))
+        except EvaluationError:
             options = EvaluateOptions(self.options.reference or None, None, self._list_metrics(), self.options.device)
             evaluate_run(str(run), options)
 

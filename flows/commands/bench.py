@@ -64,6 +64,8 @@ def bench_gate(out: str | None, assignments: tuple[str, ...], **options: Any) ->
     settings = parse_assignments(assignments)
     found = measure_gate(GateBenchOptions(**options, settings=settings), click.echo)
     click.echo(f"{found['false_alarms']} false alarms in {found['reruns']} runs with other seeds")
+    for name in found["not_tried"]:
+        click.echo(f"not tried: {name}")
     if out is not None:
         Path(out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0 if found["as_wanted"] else 1
@@ -74,8 +76,8 @@ def bench_gate(out: str | None, assignments: tuple[str, ...], **options: Any) ->
 @click.option("--size", default=512, show_default=True, help="Pixels of a side.")
 @click.option("--rounds", default=1, show_default=True, help="The figures are medians over the rounds.")
 @click.option("--threads", default=2, show_default=True, help="Of every contestant's arithmetic.")
-@click.option("--out", metavar="FILE", default="reports/benchmarks/evaluation.json", show_default=True)
-def bench_evaluation(out: str, **options: int) -> None:
+@click.option("--out", metavar="FILE", help="Write the figures here as JSON.")
+def bench_evaluation(out: str | None, **options: int) -> None:
     """Pictures per second of FID, CLIP score and LPIPS against pytorch-fid, torch-fidelity and torchmetrics."""
     from dgate_core.bench.evaluation import EvaluationBenchOptions, list_stages, measure_evaluation
 
@@ -83,8 +85,8 @@ def bench_evaluation(out: str, **options: int) -> None:
     print_ratios(found)
     for line in [*list_stages(found), *(f"{name}: {value:+.2e}" for name, value in found["differences"].items())]:
         click.echo(line)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if out is not None:
+        Path(out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 @command.command("quantised")

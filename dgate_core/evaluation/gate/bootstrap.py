@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 
 _DRAWS_AT_ONCE = 1 << 22
 """Rows drawn in one piece, so that memory does not grow with the number of pictures."""
+
+_DRAWS_KEPT = 1 << 24
+"""Largest number of rows drawn that is kept for the next metric: 64 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,27 @@ class Estimate:
 
 def draw_weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each row is in each resample: float32 (some, rows) at a time, `resamples` in all; each sums to rows."""
+    if rows * resamples <= _DRAWS_KEPT:
+        yield from _keep_weights(rows, resamples, seed)
+    else:
+        yield from _draw_anew(rows, resamples, seed)
+
+
+@lru_cache(maxsize=2)
+def _keep_weights(rows: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    """All metrics of a gate ask for the same draws."""
+    return tuple(_draw_anew(rows, resamples, seed))
+
+
+def _draw_anew(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng((seed, rows))
     step = max(_DRAWS_AT_ONCE // rows, 1)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         cells = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        yield np.bincount(cells.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float32)
+        weights = np.bincount(cells.ravel(), minlength=count * rows).reshape(count, rows).astype(np.float32)
+        weights.flags.writeable = False
+        yield weights
 
 
 def resample_means(scores: np.ndarray, resamples: int, seed: int) -> np.ndarray:

@@ -115,7 +115,7 @@ def _decide_worse(found: Comparison, check: Check, rules: GateRules, family: int
     if resolution is not None and reach > resolution:
         needed = math.ceil(found.n_used * (reach / resolution) ** 2)
         return "undecided", f"noise could hide {reach:.3g}; about {needed:,} rows would tell {resolution:.3g}: {told}"
-    return "pass", f"not worse beyond noise: {told}"
+    return "pass", f"not worse beyond noise, which could hide {max(reach, limit):.2g}: {told}"
 
 
 def _find_harm(found: Comparison, estimate: Estimate) -> float:

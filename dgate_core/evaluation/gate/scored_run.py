@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +35,8 @@ PICTURE_STATUSES = frozenset({"ok", "duplicate"})
 
 _READERS: Final = 8
 """Threads that read pictures to hash them."""
+_READ_TOGETHER: Final = 64
+"""Pictures of one task of theirs."""
 
 RowKey = tuple[str, int]
 """id and image_index: what names the same row in runs of other models."""
@@ -185,12 +188,15 @@ def _check_files_are_the_same(run: ScoredRun, again: str) -> None:
         except BROKEN_CONTAINER:
             return "lies in a damaged container"
 
+    def find_problems(paths: Sequence[str]) -> list[tuple[str, str]]:
+        return [(path, problem) for path in paths if (problem := find_problem(path))]
+
+    paths = list(known)
+    groups = [paths[start : start + _READ_TOGETHER] for start in range(0, len(paths), _READ_TOGETHER)]
     with ThreadPoolExecutor(_READERS, thread_name_prefix="hash") as pool:
-        problems = {
-            path: problem for path, problem in zip(known, pool.map(find_problem, known), strict=True) if problem
-        }
+        problems = [problem for found in pool.map(find_problems, groups) for problem in found]
     if problems:
-        path, problem = next(iter(problems.items()))
+        path, problem = problems[0]
         raise EvaluationError(
             f"{len(problems):,} pictures of {run.uri} are not those that were evaluated: {path} {problem}",
             "the files that the evaluation saw",

@@ -58,7 +58,7 @@ def open_extractor(name: str, device: str = "cpu", model: str | Path | None = No
     """Opens an extractor in fp32; its network is loaded by the first pictures that it gets.
 
     Args:
-        name: One of EXTRACTORS; or a CLIP: a transformers folder, or `hf://OWNER/NAME[@REVISION]`.
+        name: One of EXTRACTORS; or a CLIP: a folder of transformers or open_clip, or `hf://OWNER/NAME[@REVISION]`.
         device: torch's name of the device.
         model: The CLIP's folder or hub name, when `name` is only what results call it.
 
@@ -68,6 +68,7 @@ def open_extractor(name: str, device: str = "cpu", model: str | Path | None = No
         EvaluationError: unknown name.
     """
     from dgate_core.evaluation.features.clip import ClipExtractor
+    from dgate_core.evaluation.features.clip_by_open_clip import OpenClipExtractor
     from dgate_core.evaluation.features.inception import InceptionExtractor
 
     if name in (INCEPTION, INCEPTION_TENSORFLOW):
@@ -77,7 +78,8 @@ def open_extractor(name: str, device: str = "cpu", model: str | Path | None = No
         return ClipExtractor(STARTER_CLIP, STARTER_FOLDER / STARTER_CLIP, device)
     folder = find_clip(source)
     label = source.removeprefix(HUB_SCHEME) if source.startswith(HUB_SCHEME) else folder.name
-    return ClipExtractor(name if model else label, folder, device)
+    kind = ClipExtractor if _is_transformers_clip(folder) else OpenClipExtractor
+    return kind(name if model else label, folder, device)
 
 
 def find_clip(source: str) -> Path:
@@ -105,13 +107,20 @@ def _check_clip(folder: Path) -> Path:
     if not _is_clip(folder):
         raise ModelError(
             f"{folder} holds no CLIP in safetensors",
-            "config.json, preprocessor_config.json and *.safetensors",
-            "save it with CLIPModel.save_pretrained and CLIPProcessor.save_pretrained",
+            "config.json, preprocessor_config.json and *.safetensors (transformers), or open_clip_config.json and "
+            "open_clip_model.safetensors (open_clip)",
+            "save it with CLIPModel.save_pretrained and CLIPProcessor.save_pretrained, or open_clip.push_to_hf_hub",
         )
     return folder
 
 
 def _is_clip(folder: Path) -> bool:
+    from dgate_core.evaluation.features.clip_by_open_clip import is_open_clip
+
+    return _is_transformers_clip(folder) or is_open_clip(folder)
+
+
+def _is_transformers_clip(folder: Path) -> bool:
     configs = (folder / name for name in ("config.json", "preprocessor_config.json"))
     return all(config.is_file() for config in configs) and any(folder.glob("*.safetensors"))
 

@@ -47,7 +47,7 @@ def open_clip(variant: str, tools: Tools) -> ClipExtractor:
     """The CLIP of a metric.
 
     Args:
-        variant: `starter-clip` (also when empty), a transformers folder, or `hf://OWNER/NAME[@REVISION]`.
+        variant: `starter-clip` (also when empty), a folder of transformers or open_clip, or `hf://OWNER/NAME[@REVISION]`.
         tools: Every CLIP is opened once.
 
     Raises:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,8 @@ def inception_score(
     logits: np.ndarray, options: InceptionScoreOptions = InceptionScoreOptions()
 ) -> tuple[float, float]:
     """Mean and standard deviation over the splits of logits (N, 1008)."""
+    from scipy.special import log_softmax
+
     order = np.random.RandomState(options.seed).permutation(len(logits))
     chances = log_softmax(logits[order].astype(np.float64), axis=1)
     edges = [number * len(chances) // options.splits for number in range(options.splits + 1)]
@@ -32,5 +33,7 @@ def inception_score(
 
 def _score_part(chances: np.ndarray) -> float:
     """exp of the mean divergence of each picture's log probabilities (N, C) from their mean."""
+    from scipy.special import logsumexp
+
     average = logsumexp(chances, axis=0) - np.log(len(chances))
     return float(np.exp((np.exp(chances) * (chances - average)).sum(1).mean()))

@@ -68,18 +68,30 @@ def command() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; a person's mistake is one message and exit code 2 (usage) or 1, without a traceback."""
+    """Runs the command line; a person's mistake is one message and exit code 2 (usage) or 1, without a traceback.
+
+    Where `--json` was given, the mistake is an object on stdout as well, so that a script always has one to read.
+    """
     try:
         result: Any = command.main(args=arguments, prog_name="dgate", standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except DgateError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except (click.ClickException, DgateError) as error:
+        sys.exit(tell_mistake(error, as_json="--json" in (sys.argv[1:] if arguments is None else arguments)))
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def tell_mistake(error: click.ClickException | DgateError, *, as_json: bool) -> int:
+    """Says what was wrong on stderr, for programs on stdout too; returns the exit code."""
+    if as_json:
+        from flows.commands.outcome import print_json_error
+
+        print_json_error(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    click.echo(f"error: {error}", err=True)
+    return 2 if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":

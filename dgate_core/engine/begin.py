@@ -112,6 +112,7 @@ def describe_run(
             "duplicate": summary.duplicates,
             "shards": summary.shards,
         },
+        "warnings": list(summary.warnings),
         "attempt": 1,
         "created_at": started,
         "plan_seconds": time.time() - started,

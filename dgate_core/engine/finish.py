@@ -35,6 +35,8 @@ class Results:
     """Rows by status."""
     made: int
     """Pictures made by all attempts."""
+    failures: Counter[str]
+    """Rows with status error, by code."""
 
 
 def write_results(store: RunStore) -> Results:
@@ -42,7 +44,7 @@ def write_results(store: RunStore) -> Results:
 
     Rows that no shard holds yet are `skipped`; a duplicate takes the file, or the error, of the row that it repeats.
     """
-    counts: Counter[str] = Counter()
+    counts, failures = Counter[str](), Counter[str]()
     shards = _OpenShards(store, read_shard_index(store.storage))
     firsts = _FirstRows(store)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,12 +53,13 @@ def write_results(store: RunStore) -> Results:
         for plan in read_plan_batches(store.storage):
             table = _join_batch(pa.Table.from_batches([plan]), shards, firsts)
             counts.update(table.column("status").to_pylist())
+            failures.update(table.filter(pc.equal(table.column("status"), "error")).column("error_code").to_pylist())
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
         if writer is not None:
             writer.close()
             store.storage.upload_file(file, layout.RESULTS_FILE)
-    return Results(counts, shards.made)
+    return Results(counts, shards.made, failures)
 
 
 class _OpenShards:

@@ -128,6 +128,7 @@ def finish_run(store: RunStore) -> dict[str, Any]:
     run = store.update_run(
         state=decide_state(counts),
         counts={**run["counts"], **{name: counts.get(name, 0) for name in ("ok", "error", "skipped", "duplicate")}},
+        failures=dict(results.failures.most_common()),
         made=results.made,
         pictures_per_second=results.made / wall_seconds if wall_seconds else 0.0,
         seconds=sum_stages(store),

@@ -27,6 +27,8 @@ def read_outcome(store: RunStore) -> dict[str, Any]:
         "state": run["state"],
         "run": store.uri,
         "counts": run["counts"],
+        "failures": run.get("failures", {}),
+        "warnings": run.get("warnings", []),
         "made": run.get("made", 0),
         "pictures_per_second": run.get("pictures_per_second"),
         "wall_seconds": run.get("wall_seconds"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Progress:
     failed: int
     """Of these, failed since somebody began to look."""
     rate: float
-    """Images per second in the last half minute; 0 while nothing is known."""
+    """Images per second in the last half minute, or in the last batches when one takes longer; 0 until the first."""
     lanes: int
     """Lanes at work."""
 
@@ -51,10 +51,11 @@ class ProgressReader:
 
     Args:
         store: The run, planned.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, store: RunStore) -> None:
-        self._store = store
+    def __init__(self, store: RunStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
         shards = read_shard_index(store.storage)
         latest = max((shard.attempt for shard in shards), default=1)
         shards = [shard for shard in shards if shard.attempt == latest]
@@ -63,7 +64,7 @@ class ProgressReader:
         is_fresh = store.read_run()["state"] == "planned"
         self._done = 0 if is_fresh else sum(count_recorded(store, shard) for shard in shards)
         self._failed = 0
-        self._window: deque[tuple[float, int]] = deque()
+        self._changes: deque[tuple[float, int]] = deque()
 
     def read(self) -> Progress:
         """One listing and one small object per lane."""
@@ -80,12 +81,15 @@ class ProgressReader:
         return Progress(self._total, done, self._failed, self._measure_rate(done), working)
 
     def _measure_rate(self, done: int) -> float:
-        now = time.monotonic()
-        self._window.append((now, done))
-        while now - self._window[0][0] > WINDOW_SECONDS:
-            self._window.popleft()
-        since, before = self._window[0]
-        return (done - before) / (now - since) if now > since else 0.0
+        """Between two batches the last rate stands, however long one takes; of lanes that fell silent it sinks."""
+        now, changes = self._clock(), self._changes
+        if not changes or done != changes[-1][1]:
+            changes.append((now, done))
+        while len(changes) > 2 and now - changes[1][0] > WINDOW_SECONDS:
+            changes.popleft()
+        (since, before), (latest, _) = changes[0], changes[-1]
+        elapsed = max(latest - since, (now - since) / 2)
+        return (done - before) / elapsed if elapsed else 0.0
 
 
 def count_recorded(store: RunStore, shard: ShardInfo) -> int:

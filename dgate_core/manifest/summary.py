@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dgate_core.manifest.item import BatchKey
@@ -70,19 +71,28 @@ def format_plan(summary: PlanSummary) -> str:
         *(f"  {_format_group(group)}" for group in summary.batch_keys[:_SHOWN_KEYS]),
         *([f"  … and {len(summary.batch_keys) - _SHOWN_KEYS:,} more"] if len(summary.batch_keys) > _SHOWN_KEYS else []),
         *(
-            f"time        about {format_seconds(seconds)} on {lanes} lane{'s' if lanes > 1 else ''}"
+            f"time        about {format_seconds(seconds)} on {count_noun(lanes, 'lane')}"
             for lanes, seconds in summary.estimated_seconds.items()
         ),
         f"disk        about {format_bytes(summary.estimated_bytes)}",
         *(f"warning     {warning}" for warning in summary.warnings),
     ]
     if summary.total_problems:
-        counts = ", ".join(f"{code} {count:,}" for code, count in sorted(summary.problem_counts.items()))
         lines += [
-            f"problems    {summary.total_problems:,}: {counts}",
+            f"problems    {summary.total_problems:,}: {count_problems(summary.problem_counts)}",
             *list_problems(summary.problems, summary.total_problems),
         ]
     return "\n".join(lines)
+
+
+def count_problems(counts: Mapping[str, int]) -> str:
+    """`bad_size 2, bad_type 6`."""
+    return ", ".join(f"{code} {count:,}" for code, count in sorted(counts.items()))
+
+
+def count_noun(count: int, noun: str) -> str:
+    """`1 shard`, `1,200 shards`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def list_problems(problems: tuple[Problem, ...] | list[Problem], total: int) -> list[str]:
@@ -113,6 +123,7 @@ def _format_group(group: GroupSummary) -> str:
     lora = "" if key.lora == "[]" else f", lora {key.lora}"
     return (
         f"{key.model} {key.width}x{key.height}, {key.num_inference_steps} steps {key.scheduler}, "
-        f"guidance {key.guidance_scale:g}{lora}: {group.images:,} images in {group.shards:,} shards, "
+        f"guidance {key.guidance_scale:g}{lora}: {count_noun(group.images, 'image')} in "
+        f"{count_noun(group.shards, 'shard')}, "
         f"about {format_seconds(group.seconds)}"
     )

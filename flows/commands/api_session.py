@@ -176,6 +176,8 @@ def show_own_messages() -> None:
     handler = MessageHandler(logging.WARNING)
     handler.addFilter(lambda record: not record.name.startswith(("prefect", "httpx", "httpcore", "uvicorn")))
     logging.getLogger().handlers = [handler]
+    internal = logging.getLogger("prefect._internal")  # it has a handler of its own, which tells of its dying server
+    internal.handlers, internal.propagate = [], True
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in CLIENT_DEFAULTS["PREFECT_LOGGING_EXTRA_LOGGERS"].split(","):
         logging.getLogger(name).setLevel(logging.INFO)

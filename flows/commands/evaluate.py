@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dgate_core.errors import DgateError
-from flows.commands.outcome import print_json_error
-
 if TYPE_CHECKING:
     from dgate_core.evaluation.results import Evaluation
 
@@ -47,10 +44,6 @@ def command(run: str, metrics: str, no_cache: bool, as_json: bool, **options: An
         for outcome in publish_evaluation(run).wait():
             click.echo(outcome.describe(run), err=True)
         page = open_storage(run).uri_of(render_evaluation(run))
-    except DgateError as error:
-        if as_json:
-            return print_json_error(error)
-        raise
     finally:
         end_progress()
     found = {**asdict(evaluation), "page": page}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dgate_core.errors import DgateError
-from flows.commands.outcome import print_json_error
 
 if TYPE_CHECKING:
     from dgate_core.evaluation.gate.verdict import Check, Verdict
@@ -36,15 +35,10 @@ def command(candidate: str, baseline: str | None, as_json: bool, **options: str)
     from dgate_core.evaluation.gate.verdict import verdict_to_record, write_verdict
     from dgate_core.storage import open_storage
 
-    try:
-        rules, run = read_rules(options["rules"]), open_storage(candidate)
-        other = open_storage(baseline) if baseline is not None else None
-        verdict = judge_run(run, other, rules, CorpusBootstrap(options["device"], options["reference"]))
-        write_verdict(run, verdict)
-    except DgateError as error:
-        if as_json:
-            return print_json_error(error)
-        raise
+    rules, run = read_rules(options["rules"]), open_storage(candidate)
+    other = open_storage(baseline) if baseline is not None else None
+    verdict = judge_run(run, other, rules, CorpusBootstrap(options["device"], options["reference"]))
+    write_verdict(run, verdict)
     page = show_verdict(run, baseline)
     if as_json:
         click.echo(json.dumps(verdict_to_record(verdict)))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dgate_core.errors import DgateError, UsageError
-from flows.commands.outcome import find_exit_code, print_json, print_json_error, print_outcome
+from dgate_core.errors import UsageError
+from flows.commands.outcome import find_exit_code, print_json, print_outcome
 from flows.commands.settings import gather_settings, run_options
 
 if TYPE_CHECKING:
@@ -33,14 +33,9 @@ def command(manifest: tuple[str, ...], out: str, execution: str, as_json: bool, 
 
     Exit code 0 when every row is ok, 3 when some rows failed, 1 when the run failed, 2 when the command is wrong.
     """
-    try:
-        check_paths(manifest)
-        settings = gather_settings(options)
-        outcome = generate(manifest, out, execution, settings)
-    except DgateError as error:
-        if as_json:
-            return print_json_error(error)
-        raise
+    check_paths(manifest)
+    settings = gather_settings(options)
+    outcome = generate(manifest, out, execution, settings)
     (print_json if as_json else print_outcome)(outcome)
     if settings.score and not as_json and outcome["state"] != "cancelled":
         print_evaluation(outcome["run"])

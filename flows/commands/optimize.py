@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dgate_core.errors import DgateError
-from flows.commands.outcome import print_json_error
-
 if TYPE_CHECKING:
     from prefect import State
 
@@ -45,19 +42,14 @@ def command(model: str, options: tuple[str, ...], assignments: tuple[str, ...], 
     """
     from dgate_core.config import parse_assignments
 
-    try:
-        parameters = {
-            **given,
-            "model": model,
-            "metrics": [name for name in given["metrics"].split(",") if name.strip()] or None,
-            "options": parse_assignments(options),
-            "settings": parse_assignments(assignments),
-        }
-        record = optimize(parameters)
-    except DgateError as error:
-        if as_json:
-            return print_json_error(error)
-        raise
+    parameters = {
+        **given,
+        "model": model,
+        "metrics": [name for name in given["metrics"].split(",") if name.strip()] or None,
+        "options": parse_assignments(options),
+        "settings": parse_assignments(assignments),
+    }
+    record = optimize(parameters)
     if as_json:
         click.echo(json.dumps(record))
     else:

@@ -27,10 +27,19 @@ def print_outcome(outcome: Mapping[str, Any]) -> None:
     if "gallery" in outcome:
         click.echo(f"gallery  {outcome['gallery']}")
     click.echo(f"figures  {describe_outcome(outcome)}")
+    if failures := outcome["failures"]:
+        click.echo(f"failed   {', '.join(f'{code} {count:,}' for code, count in failures.items())}")
     if outcome["state"] == "completed_with_errors":
-        click.echo(f"next     dgate retry {outcome['run']}")
+        click.echo(f"next     {suggest_after_errors(outcome['run'], outcome['counts'])}")
     elif outcome["state"] == "cancelled":
         click.echo(f"stopped  by {outcome['stopped_by']}; give the same command again and it goes on from here")
+
+
+def suggest_after_errors(run: str, counts: Mapping[str, int]) -> str:
+    """`dgate retry` where that can help; rows that the manifest's checks refused fail again, however often tried."""
+    if counts["error"] > counts.get("bad_rows", 0):
+        return f"dgate retry {run}"
+    return "mend the bad rows and give the manifest again with another --out; error_message in the results says how"
 
 
 def describe_outcome(outcome: Mapping[str, Any]) -> str:
@@ -52,9 +61,10 @@ def print_json(outcome: Mapping[str, Any]) -> None:
     click.echo(json.dumps(outcome))
 
 
-def print_json_error(error: DgateError) -> int:
-    """The same for a run that failed; returns the exit code."""
-    details = {"code": error.code, "message": error.got, "expected": error.expected, "next": error.next_step}
+def print_json_error(error: DgateError | click.ClickException) -> None:
+    """The same for a command that failed."""
+    if isinstance(error, DgateError):
+        details = {"code": error.code, "message": error.got, "expected": error.expected, "next": error.next_step}
+    else:
+        details = {"code": UsageError.code, "message": error.format_message(), "expected": "", "next": ""}
     print_json({"state": "failed", "error": details})
-    click.echo(f"error: {error}", err=True)
-    return 2 if isinstance(error, UsageError) else 1

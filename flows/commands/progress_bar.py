@@ -98,7 +98,9 @@ class Lines:
 
 def describe_figures(progress: RunProgress) -> str:
     """Speed, failures, lanes, time left."""
-    parts = [f"{format_rate(progress.rate)} pictures/s" if progress.rate else "loading"]
+    parts = [f"{format_rate(progress.rate)} pictures/s"] if progress.rate else []
+    if not parts and progress.done < progress.total:
+        parts = ["loading"]
     parts.append(f"{progress.failed:,} failed")
     parts.append("1 lane" if progress.lanes == 1 else f"{progress.lanes} lanes")
     if progress.seconds_left:

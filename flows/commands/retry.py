@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from dgate_core.errors import DgateError
-from flows.commands.outcome import find_exit_code, print_json, print_json_error, print_outcome
+from flows.commands.outcome import find_exit_code, print_json, print_outcome
 
 
 @click.command("retry")
@@ -29,12 +28,7 @@ def command(run: str, statuses: tuple[str, ...], as_json: bool, **options: Any) 
 
     Exit code as for `dgate generate`: 0 when every row is ok now, 3 when some are not, 1 and 2 for what went wrong.
     """
-    try:
-        outcome = retry(run, statuses, options)
-    except DgateError as error:
-        if as_json:
-            return print_json_error(error)
-        raise
+    outcome = retry(run, statuses, options)
     (print_json if as_json else print_outcome)(outcome)
     return find_exit_code(outcome)
 

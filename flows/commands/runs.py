@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from flows.commands.outcome import suggest_after_errors
+
 
 @click.group("runs")
 def command() -> None:
@@ -81,10 +83,12 @@ def describe_run(uri: str, record: dict[str, Any]) -> str:
     ]
     if record.get("pictures_per_second"):
         lines.append(f"speed        {record['pictures_per_second']:.2f} pictures/s")
+    if record.get("failures"):
+        lines.append("failed       " + ", ".join(f"{code} {count:,}" for code, count in record["failures"].items()))
     if record.get("error"):
         lines.append(f"error        {record['error']}")
     if record["state"] == "completed_with_errors":
-        lines.append(f"next         dgate retry {uri}")
+        lines.append(f"next         {suggest_after_errors(uri, counts)}")
     elif record["state"] != "completed":
         lines.append("next         give the command that made the run again: it goes on from here")
     return "\n".join(lines)

@@ -72,13 +72,24 @@ def main(arguments: list[str] | None = None) -> None:
 
     Where `--json` was given, the mistake is an object on stdout as well, so that a script always has one to read.
     """
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         result: Any = command.main(args=arguments, prog_name="dgate", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except click.exceptions.Abort as abort:
+        sys.exit(tell_abort(abort.__cause__, as_json=as_json))
     except (click.ClickException, DgateError) as error:
-        sys.exit(tell_mistake(error, as_json="--json" in (sys.argv[1:] if arguments is None else arguments)))
+        sys.exit(tell_mistake(error, as_json=as_json))
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def tell_abort(cause: BaseException | None, *, as_json: bool) -> int:
+    """Says how a run goes on that was stopped; returns the exit code."""
+    from flows.commands.early_stop import StoppedEarly
+
+    if not isinstance(cause, StoppedEarly):
+        return 130
+    cause.tell(as_json=as_json)
+    return cause.exit_code
 
 
 def tell_mistake(error: click.ClickException | DgateError, *, as_json: bool) -> int:

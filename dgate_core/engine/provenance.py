@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from dgate_core.errors import DgateError
 
@@ -111,7 +111,9 @@ def read_provenance(data: bytes, name: str) -> Provenance:
         with Image.open(io.BytesIO(data)) as picture:
             text = picture.info.get("dgate") or picture.getexif().get(ExifTags.Base.ImageDescription)
     except (OSError, SyntaxError) as error:
-        raise ProvenanceError(f"{name} is not a picture: {error}", "a PNG, JPEG or WebP made by D-Gate") from error
+        # Pillow would name the address of a buffer where it finds nothing that it knows.
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise ProvenanceError(f"{name} is not a picture{why}", "a PNG, JPEG or WebP made by D-Gate") from error
     try:
         fields = json.loads(text or "")
         if fields["schema_version"] > SCHEMA_VERSION:

@@ -50,14 +50,16 @@ def generate(manifest: Sequence[str], out: str, execution: str, settings: RunSet
 
     Raises:
         DgateError: what ended the flow.
+        StoppedEarly: a signal came while no lane was at work.
     """
     from dgate_core.engine.outcome import read_outcome
     from dgate_core.runs.store import RunStore
     from dgate_core.storage import open_storage
     from flows.commands.api_session import open_session
+    from flows.commands.early_stop import raise_on_signals
     from flows.commands.progress_bar import show_progress
 
-    with show_progress(out), open_session():
+    with raise_on_signals(out), show_progress(out), open_session():
         from flows.generate_images import generate_images
 
         flat, rest = split_settings(settings, inspect.signature(generate_images.fn).parameters)

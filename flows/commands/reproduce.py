@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
 @click.command("reproduce")
 @click.argument("file")
-@click.option("--out", metavar="FILE", help="Write the new picture here.")
+@click.option("--out", metavar="FILE", help="Write the new picture here, a path or s3://.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto.")
 def command(file: str, out: str | None, device: str) -> int:
     """Makes the picture of FILE again and says how far it is from it; exit code 3 when it is farther than rounding.
@@ -32,6 +30,7 @@ def command(file: str, out: str | None, device: str) -> int:
             f"result      differs by at most {found.max_difference}/255, on average {found.mean_difference:.4f}/255"
         )
     if out is not None:
-        Path(out).write_bytes(found.data)
+        storage, key = open_object(out)
+        storage.write_bytes(key, found.data)
         click.echo(f"written     {out}")
     return 0 if found.mean_difference <= 1.0 else 3

@@ -41,6 +41,7 @@ def retry(run: str, statuses: tuple[str, ...], options: dict[str, Any]) -> dict[
 
     Raises:
         DgateError: what was wrong, or ended the lanes.
+        StoppedEarly: a signal came while no lane was at work.
     """
     from dgate_core.engine.local import hold_run
     from dgate_core.engine.outcome import read_outcome
@@ -48,6 +49,7 @@ def retry(run: str, statuses: tuple[str, ...], options: dict[str, Any]) -> dict[
     from dgate_core.engine.stopping import StopSignal
     from dgate_core.runs.store import RunStore
     from dgate_core.storage import open_storage
+    from flows.commands.early_stop import raise_on_signals
     from flows.commands.progress_bar import show_progress
     from flows.commands.settings import gather_settings
     from reports.gallery import write_gallery
@@ -56,7 +58,7 @@ def retry(run: str, statuses: tuple[str, ...], options: dict[str, Any]) -> dict[
     check_statuses(statuses)
     store = RunStore(open_storage(run))
     store.read_run()
-    with hold_run(store, settings.lease_seconds), show_progress(run):
+    with raise_on_signals(run), hold_run(store, settings.lease_seconds), show_progress(run):
         retry_rows(store, statuses, settings, StopSignal(), lambda _reports: None)
         write_gallery(store.storage)
     return read_outcome(store)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from dgate_core.runs.settings import RunSettings
 from flows.commands.api_session import show_own_messages
 from flows.commands.outcome import print_outcome, suggest_after_errors
 from tasks.plan import warn_of_manifest
-from tests.flows.conftest import Done, write_manifest
+from tests.flows.conftest import Done, list_prompts, wait_for, write_manifest
 
 Call = Callable[..., Done]
 
@@ -89,3 +93,28 @@ def test_prefects_internal_log_stays_off_the_terminal(capsys: pytest.CaptureFixt
     finally:
         logging.getLogger().handlers = handlers
     assert capsys.readouterr().err == "warning: the lane was lost\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_run_is_planned_says_how_to_go_on(
+    api: str, call: Call, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    manifest, run = write_manifest(tmp_path / "m.jsonl", list_prompts(50_000)), tmp_path / "run"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def send() -> None:
+        wait_for(lambda: bool(list(tmp_path.glob("dgate-plan-*"))), 60)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    stopped = call("generate", manifest, "--out", str(run), "--model", checkpoint, "--json")
+    thread.join()
+    assert stopped.code == 128 + number, stopped.err
+    assert json.loads(stopped.out) == {"state": "cancelled", "run": str(run), "stopped_by": number.name}
+    assert f"stopped  by {number.name}; give the same command again" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert not list(tmp_path.glob("dgate-plan-*"))
+    assert not list(run.glob("_run_claim*"))
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -86,7 +86,7 @@ def _explain_header(header: list[str], found: bool) -> str:
         return "the file is empty"
     if doubled:
         return f"the header names {', '.join(doubled)} more than once"
-    if any(not name.isprintable() for name in header):
+    if any(not name.replace("\t", "").isprintable() for name in header):
         return "the header is not UTF-8 text"
     return "" if found else "the file is empty below its header"
 

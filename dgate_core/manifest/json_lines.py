@@ -18,6 +18,7 @@ from dgate_core.manifest.source import DAMAGED, Source, open_content, open_hashe
 from dgate_core.manifest.values import Issue, read_values
 
 MAX_LINE_BYTES = 8 << 20
+MAX_SHOWN_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
 
 Row = Mapping[str, Any]
@@ -116,6 +117,9 @@ def _load_or_none(text: bytes) -> Any:
 
 def _explain_broken(index: int, text: bytes) -> Issue:
     code, expected = "broken_line", "one JSON object"
+    if len(text) >= MAX_LINE_BYTES:
+        expected = f"one JSON object of at most {MAX_LINE_BYTES >> 20} MiB a line"
+        return Issue(index, "", code, show_value(text[:MAX_SHOWN_BYTES].decode("utf-8", "replace")), expected)
     try:
         text.decode("utf-8")
         orjson.loads(text)

@@ -118,6 +118,8 @@ def _check_columns(sources: list[Source], facts: list[FileFacts]) -> list[str]:
 
 
 def _explain_no_prompt(source: Source, facts: FileFacts) -> str:
+    if len(facts.columns) == 1 and (found := [mark for mark in ";\t|" if mark in facts.columns[0]]):
+        return f"{source.name}: the header is {facts.columns[0]!r}; separate its columns by commas, not by {found[0]!r}"
     likely = [name for name in facts.columns if "`prompt`" in "".join(warn_lookalikes([name]))]
     hint = f"; rename {likely[0]!r} to 'prompt'" if likely else ""
     return f"{source.name}: there is no column 'prompt', only {', '.join(map(repr, facts.columns))}{hint}"

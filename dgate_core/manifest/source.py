@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
 from dgate_core.manifest.suites import SUITE_SCHEME, locate_suite
+from dgate_core.runs.layout import RUN_CLAIM_PREFIX, RUN_FILE
 from dgate_core.storage import Storage, open_object, open_storage
 
 Format = Literal["parquet", "jsonl", "csv"]
 _FORMATS: dict[str, Format] = {"parquet": "parquet", "pq": "parquet", "jsonl": "jsonl", "ndjson": "jsonl", "csv": "csv"}
 _SUFFIX = re.compile(r"\.(?:(parquet|pq)|(?P<text>jsonl|ndjson|csv)(?P<packed>\.gz)?)$", re.IGNORECASE)
+_RUN_MARK = re.compile(rf"{re.escape(RUN_FILE)}|{RUN_CLAIM_PREFIX}-\d+")
 _WHOLE_BUCKET = re.compile(r"s3://[^/]+/?")
 DAMAGED = (EOFError, OSError, zlib.error)
 """What reading a damaged file raises; pyarrow's own errors are ValueErrors beside these."""
@@ -69,9 +71,19 @@ def _find_at(uri: str) -> tuple[list[Source], list[str]]:
     keys = [item.key for item in folder.list_objects()]
     if not keys:
         return [], [f"{uri}: there is no such file or folder"]
-    found = [_name_source(f"{uri.rstrip('/')}/{key}", folder, key) for key in keys if not _is_hidden(key)]
+    runs = _find_runs(keys)
+    if "" in runs:
+        return [], [f"{uri}: the folder holds a run; name a file of it, such as {uri.rstrip('/')}/results.parquet"]
+    own = [key for key in keys if not _is_hidden(key) and not key.startswith(runs)]
+    found = [_name_source(f"{uri.rstrip('/')}/{key}", folder, key) for key in own]
     sources = [source for source in found if source]
     return sources, [] if sources else [f"{uri}: the folder holds no file whose name ends with {SUFFIXES}"]
+
+
+def _find_runs(keys: Sequence[str]) -> tuple[str, ...]:
+    """Prefixes of the runs among the keys, planned or only begun, whose tables are no manifest of the folder around."""
+    folders = [key.rpartition("/")[0::2] for key in keys]
+    return tuple({f"{folder}/" if folder else "" for folder, name in folders if _RUN_MARK.fullmatch(name)})
 
 
 def _is_hidden(key: str) -> bool:

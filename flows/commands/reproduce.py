@@ -19,8 +19,10 @@ def command(file: str, out: str | None, device: str) -> int:
 
     storage, key = open_object(file)
     found = reproduce_picture(storage.read_bytes(key), file, device)
-    click.echo(f"prompt      {found.provenance.prompt}")
-    click.echo(f"model       {found.provenance.model}, seed {found.provenance.seed}, {found.provenance.precision}")
+    click.echo(f"prompt      {escape_controls(found.provenance.prompt)}")
+    click.echo(
+        f"model       {escape_controls(found.provenance.model)}, seed {found.provenance.seed}, {found.provenance.precision}"
+    )
     for line in found.other_versions:
         click.echo(f"versions    {line}")
     if found.is_identical:
@@ -34,3 +36,8 @@ def command(file: str, out: str | None, device: str) -> int:
         storage.write_bytes(key, found.data)
         click.echo(f"written     {out}")
     return 0 if found.mean_difference <= 1.0 else 3
+
+
+def escape_controls(text: str) -> str:
+    """A file's own words on one line, with nothing in them that a terminal would obey."""
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)

@@ -127,6 +127,7 @@ def test_a_line_without_end_is_one_bad_row(tmp_path: Path) -> None:
     lines = [{"prompt": "a"}, b'{"prompt": "' + b"x" * (17 << 20) + b'"}', {"prompt": "c"}]
     summary, plan = plan_rows(tmp_path, lines)
     assert list_codes(summary.problems) == [(2, "", "broken_line")]
+    assert summary.problems[0].expected == "one JSON object of at most 8 MiB a line"
     assert [row["prompt"] for row in plan] == ["a", None, "c"]
 
 

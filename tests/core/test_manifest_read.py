@@ -62,6 +62,20 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert [batch.first_position for batch in manifest.read_batches()] == [0, 1, 2]
 
 
+def test_runs_below_the_folder_are_no_part_of_it(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    alone = open_manifest([str(tmp_path)])
+    for mark, table in (("run.json", "results.parquet"), ("_run_claim-0001", "plan/part-00000.parquet")):
+        run = tmp_path / "runs" / mark.partition(".")[0]
+        (run / table).parent.mkdir(parents=True)
+        (run / mark).write_text("{}")
+        write_parquet(run / table, [{"prompt": "of a run"}])
+        with pytest.raises(ManifestError, match="holds a run; name a file of it"):
+            open_manifest([str(run)])
+    assert open_manifest([str(tmp_path)]).sha256 == alone.sha256
+    assert read_column(open_manifest([str(tmp_path / "runs/run/results.parquet")]), "prompt") == ["of a run"]
+
+
 def test_the_hash_knows_contents_and_order_and_no_names(tmp_path: Path) -> None:
     one, two = write_jsonl(tmp_path / "1.jsonl", ROWS[:1]), write_jsonl(tmp_path / "2.jsonl", ROWS[1:])
     same = write_jsonl(tmp_path / "other-name.jsonl", ROWS[:1])
@@ -214,7 +228,8 @@ def test_everything_wrong_with_whole_files_is_told_at_once(tmp_path: Path) -> No
         ("m.csv", b"", "the file is empty"),
         ("m.csv", b"prompt,seed\n", "empty below its header"),
         ("m.csv", b"prompt,seed,seed\na,1,2\n", "names seed more than once"),
-        ("m.csv", b"prompt;seed\na;1\n", "no column 'prompt', only 'prompt;seed'"),
+        ("m.csv", b"prompt;seed\na;1\n", "'prompt;seed'; separate its columns by commas, not by ';'"),
+        ("m.csv", b"caption\tseed\na\t1\n", r"separate its columns by commas, not by '\\t'"),
         ("m.csv", "prompt\na\n".encode("utf-16"), "not UTF-8"),
         ("m.jsonl", b"", "the file is empty"),
         ("m.jsonl", b'[\n{"prompt": "a"},\n{"prompt": "b"},\n]\n', "no line can be read as one JSON object"),

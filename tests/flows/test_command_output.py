@@ -19,6 +19,7 @@ from dgate_core.engine.outcome import read_outcome
 from dgate_core.runs.settings import RunSettings
 from flows.commands.api_session import show_own_messages
 from flows.commands.outcome import print_outcome, suggest_after_errors
+from flows.commands.reproduce import escape_controls
 from tasks.plan import warn_of_manifest
 from tests.flows.conftest import Done, list_prompts, wait_for, write_manifest
 
@@ -118,3 +119,7 @@ def test_a_signal_while_the_run_is_planned_says_how_to_go_on(
     assert not list(tmp_path.glob("dgate-plan-*"))
     assert not list(run.glob("_run_claim*"))
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_files_own_words_cannot_steer_the_terminal() -> None:
+    assert escape_controls("a \x1b[31mboat\r\n🚤 أحمر\x9b") == "a \\x1b[31mboat\\r\\n🚤 أحمر\\x9b"

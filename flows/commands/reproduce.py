@@ -19,10 +19,9 @@ def command(file: str, out: str | None, device: str) -> int:
 
     storage, key = open_object(file)
     found = reproduce_picture(storage.read_bytes(key), file, device)
-    click.echo(f"prompt      {escape_controls(found.provenance.prompt)}")
-    click.echo(
-        f"model       {escape_controls(found.provenance.model)}, seed {found.provenance.seed}, {found.provenance.precision}"
-    )
+    origin = found.provenance
+    click.echo(f"prompt      {escape_controls(origin.prompt)}")
+    click.echo(f"model       {escape_controls(origin.model)}, seed {origin.seed}, {escape_controls(origin.precision)}")
     for line in found.other_versions:
         click.echo(f"versions    {line}")
     if found.is_identical:

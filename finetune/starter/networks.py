@@ -113,14 +113,17 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def save_half(network: PreTrainedModel, folder: Path, prefix: str = "") -> None:
+def save_half(network: PreTrainedModel, folder: Path, prefix: str = "", opened_as: torch.dtype = torch.float32) -> None:
     """Writes a transformers network as fp16 safetensors, each key under `prefix` when it does not begin with it.
+
+    Its config names `opened_as`, for transformers opens a network in the dtype that stands there, while diffusers opens
+    its own in float32 whatever the files hold: the parts of a pipeline must agree.
 
     CLIPTextModel's keys lost `text_model.` in transformers 5, which reads both spellings; version 4 reads the old.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = network.config
-    config.dtype = torch.float16
+    config.dtype = opened_as
     config.save_pretrained(folder)
     weights = {
         (key if key.startswith(prefix) else prefix + key): value.detach().to("cpu", torch.float16).contiguous()

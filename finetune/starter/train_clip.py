@@ -52,7 +52,7 @@ class ClipRecipe:
         """Writes starter-clip/."""
         folder = self.options.out / "starter-clip"
         partial = folder.with_name("starter-clip.partial")
-        save_half(self.network, partial)
+        save_half(self.network, partial, opened_as=torch.float16)
         starter_vocabulary().save(partial)
         (partial / "preprocessor_config.json").write_text(json.dumps(_image_settings(), indent=2), encoding="utf-8")
         replace_folder(partial, folder)

@@ -16,7 +16,7 @@ from tasks.pool_lanes import reconcile_lanes, submit_lanes
 
 @flow(name="generate_images", retries=0, persist_result=False)
 def generate_images(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefect's UI
-    manifest: list[str] | str = "datasets/manifests/demo.jsonl",
+    manifest: list[str] | str = "suite:postcards-smoke",
     out: str = "runs/demo",
     model: str = "starter-unet",
     negative_prompt: str = "",
@@ -42,7 +42,7 @@ def generate_images(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefect's
     """Makes the pictures of a manifest; the same parameters given again go on where the run stopped.
 
     Args:
-        manifest: Parquet, JSONL, CSV or OpenAI Batch JSONL: a file, several, or a folder; paths or s3://.
+        manifest: Parquet, JSONL, CSV or OpenAI Batch JSONL: a file, several, or a folder; paths, s3:// or suite:NAME.
         out: The run's folder, a path or s3://; with `work_pool` one that every worker sees.
         model: For rows that name none: a catalogue name, a diffusers folder, or a .safetensors file.
         negative_prompt: For rows that give none.

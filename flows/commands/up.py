@@ -70,6 +70,7 @@ def command(port: int, home: str | None, workers: int | None) -> None:
     """Starts a local Prefect server, its pools, the deployments, and one worker per GPU; Ctrl-C stops all of it."""
     place, workers = Place(port, home), workers or max(1, len(list_gpus()))
     os.environ.update(place.environment())
+    os.environ.setdefault("DGATE_HOME", str(Path.cwd()))  # relative paths of a form begin here
     for number in (signal.SIGINT, signal.SIGTERM):
         # Set also for SIGINT: a shell that starts this in the background lets it be ignored.
         signal.signal(number, _interrupt)
@@ -197,7 +198,7 @@ def describe_place(place: Place, workers: int) -> str:
     return "\n".join(
         [
             f"Prefect is up at {place.address}, lane workers: {workers}. Ctrl-C stops all of it.",
-            f"  from the UI       {form} → generate_images → Run",
+            f"  from the UI       {form} → generate_images → Run; relative paths begin at {os.environ['DGATE_HOME']}",
             f"  from a terminal   {command}",
         ]
     )

@@ -16,10 +16,12 @@ import pytest
 from dgate_core.engine.begin import open_run
 from dgate_core.engine.local import finish_run
 from dgate_core.engine.outcome import read_outcome
+from dgate_core.errors import UsageError
 from dgate_core.runs.settings import RunSettings
 from flows.commands.api_session import show_own_messages
 from flows.commands.outcome import print_outcome, suggest_after_errors
 from flows.commands.reproduce import escape_controls
+from tasks import checkout
 from tasks.plan import warn_of_manifest
 from tests.flows.conftest import Done, list_prompts, wait_for, write_manifest
 
@@ -123,3 +125,17 @@ def test_a_signal_while_the_run_is_planned_says_how_to_go_on(
 
 def test_a_files_own_words_cannot_steer_the_terminal() -> None:
     assert escape_controls("a \x1b[31mboat\r\n🚤 أحمر\x9b") == "a \\x1b[31mboat\\r\\n🚤 أحمر\\x9b"
+
+
+def test_flow_runs_work_in_a_folder_of_the_users_and_never_among_installed_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and back, afterwards
+    monkeypatch.delenv("DGATE_HOME", raising=False)
+    assert Path(checkout.enter_checkout()["directory"]).joinpath("prefect.yaml").is_file()
+    monkeypatch.setattr(checkout, "CHECKOUT", tmp_path)
+    with pytest.raises(UsageError, match="DGATE_HOME is not set"):
+        checkout.enter_checkout()
+    monkeypatch.setenv("DGATE_HOME", str(tmp_path))
+    assert checkout.enter_checkout() == {"directory": str(tmp_path)}
+    assert Path.cwd() == tmp_path

@@ -29,10 +29,10 @@ ROWS = 40
 @pytest.mark.timeout(900)
 def test_killed_lane_is_replaced_and_every_row_is_made_once(api: str, up: Up, checkpoint: str, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.jsonl", list_prompts(ROWS, num_inference_steps=60))
-    out = tmp_path / "run"
+    out = up.log.parent / "of-a-pool"  # relative in the form: it begins where `dgate up` was given
     parameters: dict[str, Any] = {
         "manifest": manifest,
-        "out": str(out),
+        "out": out.name,
         "model": checkpoint,
         "precision": "float32",
         "batch_size": 2,

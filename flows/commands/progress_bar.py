@@ -58,7 +58,7 @@ def open_display(console: Console) -> Iterator[Display]:
 
 
 def _follow(out: str, display: Display, stop: threading.Event) -> None:
-    store, reader = RunStore(open_storage(out)), None
+    store, reader, told = RunStore(open_storage(out)), None, ""
     while not stop.wait(LOOK_EVERY_SECONDS if reader is None else display.every_seconds):
         try:
             if reader is None and store.exists() and store.read_run()["state"] == "running":
@@ -67,7 +67,9 @@ def _follow(out: str, display: Display, stop: threading.Event) -> None:
                 display.show(reader.read())
         except DgateError as error:
             # The run itself meets the same storage and says so louder.
-            click.echo(f"progress is not known just now: {error}", err=True)
+            if error.got != told:
+                told = error.got
+                click.echo(f"progress is not known just now: {told}", err=True)
 
 
 class Bar:

@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dgate_core.errors import UsageError
 from dgate_core.runs.settings import RunSettings
 from flows.commands.api_session import show_own_messages
 from flows.commands.outcome import print_outcome, suggest_after_errors
+from flows.commands.progress_bar import LOOK_EVERY_SECONDS, show_progress
 from flows.commands.reproduce import escape_controls
 from tasks import checkout
 from tasks.plan import warn_of_manifest
@@ -139,3 +141,11 @@ def test_flow_runs_work_in_a_folder_of_the_users_and_never_among_installed_packa
     monkeypatch.setenv("DGATE_HOME", str(tmp_path))
     assert checkout.enter_checkout() == {"directory": str(tmp_path)}
     assert Path.cwd() == tmp_path
+
+
+def test_a_storage_without_an_answer_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("[]")
+    with show_progress(str(tmp_path / "run")):
+        time.sleep(3.5 * LOOK_EVERY_SECONDS)
+    assert capsys.readouterr().err.count("progress is not known just now") == 1

@@ -19,7 +19,7 @@ from dgate_core.manifest.values import Issue, read_values
 
 MAX_LINE_BYTES = 8 << 20
 MAX_SHOWN_BYTES = 4096
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 Row = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ class JsonLinesReader:
 def _read_lines(stream: BinaryIO) -> Iterator[Lines]:
     """Yield lines by BATCH_ROWS, or fewer when they are long."""
     lines, size = Lines([], []), 0
-    for number, text in _number_lines(stream):
+    for number, text in number_lines(stream):
         lines.numbers.append(number)
         lines.texts.append(text)
         size += len(text)
@@ -83,15 +83,15 @@ def _read_lines(stream: BinaryIO) -> Iterator[Lines]:
         yield lines
 
 
-def _number_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield lines that are not blank; of one that never ends the start, which no parser takes."""
+def number_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield lines that are not blank, and their numbers from 1; of an endless one the first MAX_LINE_BYTES."""
     number = 0
     while text := stream.readline(MAX_LINE_BYTES):
         number += 1
         if len(text) == MAX_LINE_BYTES and not text.endswith(b"\n"):
             while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
-        text = text.removeprefix(_BOM) if number == 1 else text
+        text = text.removeprefix(BOM) if number == 1 else text
         if not text.isspace() and text:
             yield number, text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from dgate_core.api.served_models import ServedModels
 from dgate_core.engine.progress import ProgressReader
 from dgate_core.errors import DgateError, StorageError
 from dgate_core.manifest.batch_lines import IMAGES_URL
+from dgate_core.runs.claims import Claim, identify_holder, take_claim
 from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.store import RunStore
 from dgate_core.storage import open_storage
@@ -28,8 +29,12 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.25
 COUNT_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
+LOOK_SECONDS = 60.0
+"""Between two looks for batches that another server of the folder was given."""
 MOST_STARTS = 5
 """Of a batch whose runs keep dying."""
+CLAIM_SECONDS = 60.0
+"""After which a batch of a server that is lost is another's, who shares the folder; of one on this machine, at once."""
 
 
 class BatchDesk:
@@ -114,34 +119,47 @@ class BatchDesk:
         return self._busy or self._wake.is_set()
 
     def _work(self) -> None:
-        while not self._stop.is_set():
+        while True:
             self._wake.clear()
+            if self._stop.is_set():  # looked at after the clearing, which may have swallowed the call of close
+                return
             try:
                 waiting = self.list_unfinished()
-                self._busy = bool(waiting)
-                if waiting:
-                    self._try(waiting[0])
+                self._busy = bool(waiting) and self._work_on_first(waiting)
             except StorageError as error:
                 logger.error("batches wait, for their storage does not answer: %s", join_lines(error))
                 self._stop.wait(PATIENCE_SECONDS)
                 continue
             if not self._busy:
-                self._wake.wait()
+                # What another server of this folder has in hand becomes ours when that one dies.
+                self._wake.wait(PATIENCE_SECONDS if waiting else LOOK_SECONDS)
 
-    def _try(self, job: BatchJob) -> None:
+    def _work_on_first(self, waiting: Sequence[BatchJob]) -> bool:
+        """Carries the first batch as far as it goes that no other server has in hand; False when there is none."""
+        for job in waiting:
+            claim = take_claim(self.store.storage, f"claims/{job.id}", identify_holder("batches"), CLAIM_SECONDS)
+            if claim is not None:
+                self._busy = True
+                with claim:
+                    if not self._is_gone(job):  # it may have ended between the list and the claim
+                        self._try(self.store.find(job.id, None), claim)
+                return True
+        return False
+
+    def _try(self, job: BatchJob, claim: Claim) -> None:
         """Carries a batch as far as it goes; what it cannot get over ends it, except that storage may come back."""
         try:
-            self._carry_out(job)
+            self._carry_out(job, claim)
         except StorageError:
             raise
         except DgateError as error:
             logger.error("%s: %s", job.id, join_lines(error))
-            self._fail(job, [describe_problem(error.code, self._hide_places(job, str(error)))])
+            self._fail(job, [describe_problem(error.code, self.store.hide_places(job, str(error)))])
         except Exception:
             logger.exception("%s could not be carried out", job.id)
             self._fail(job, [describe_problem("internal_error", "the server failed; its log has the details")])
 
-    def _carry_out(self, job: BatchJob) -> None:
+    def _carry_out(self, job: BatchJob, claim: Claim) -> None:
         run = RunStore(open_storage(self.store.locate_run(job.id)))
         if job.status == "validating":
             if errors := self._prepare(job):
@@ -152,25 +170,25 @@ class BatchDesk:
             self._turn(job, "cancelled")
             return
         if job.status in {"in_progress", "cancelling"}:
-            end = self._run(job, run)
+            end = self._run(job, run, claim)
             if end is None or self._is_gone(job):
                 return
             if end.state == "failed":
                 if not (end.may_retry and job.starts + 1 < MOST_STARTS):
-                    self._fail(job, [describe_problem("run_failed", self._hide_places(job, end.message))])
+                    self._fail(job, [describe_problem("run_failed", self.store.hide_places(job, end.message))])
                     return
                 logger.warning("%s: %s; it is started again", job.id, end.message)
                 self._change(job, starts=job.starts + 1)
                 return
         self._conclude(job, run)
 
-    def _run(self, job: BatchJob, run: RunStore) -> BatchEnd | None:
-        """Carries the run on until it ends; None when the server is told to end first."""
+    def _run(self, job: BatchJob, run: RunStore, claim: Claim) -> BatchEnd | None:
+        """Carries the run on until it ends; None when the server is told to end first, or lost the batch to another."""
         _, manifest = self.store.locate_manifest(job.id)
         order = BatchOrder(manifest, run.uri, self._settings, job.starts)
         handle, counted, progress = self._runner.submit(order), 0.0, None
         while (end := handle.poll()) is None:
-            if self._stop.is_set():
+            if self._stop.is_set() or not claim.is_valid():
                 handle.leave()
                 return None
             if self._is_cancelled(job):
@@ -187,7 +205,7 @@ class BatchDesk:
         was_cancelled = current.status == "cancelling" and not self._is_complete(run)
         if current.status not in {"finalizing", "cancelling"}:
             current = self._turn(current, "finalizing")
-        output = register_output(run, self.files, current)
+        output = register_output(run, self.files, self.store, current)
         with self._lock:
             self.store.write(
                 current.turn(
@@ -225,12 +243,6 @@ class BatchDesk:
     def _change(self, job: BatchJob, starts: int) -> None:
         with self._lock:
             self.store.write(replace(self.store.find(job.id, None), starts=starts))
-
-    def _hide_places(self, job: BatchJob, message: str) -> str:
-        """Where the server keeps things is nothing for clients."""
-        _, manifest = self.store.locate_manifest(job.id)
-        hidden = message.replace(manifest, job.input_file_id).replace(self.store.locate_run(job.id), job.id)
-        return "; ".join(line.strip() for line in hidden.splitlines())
 
     def _is_cancelled(self, job: BatchJob) -> bool:
         current = self.store.find(job.id, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dgate_core.api.batch_store import BatchJob
+from dgate_core.api.batch_store import BatchJob, BatchStore
 from dgate_core.api.errors import ApiError
 from dgate_core.api.file_store import FileStore
 from dgate_core.runs import layout
@@ -32,13 +32,13 @@ class BatchFiles:
     """Requests: total, completed, failed."""
 
 
-def register_output(run: RunStore, files: FileStore, job: BatchJob) -> BatchFiles:
+def register_output(run: RunStore, files: FileStore, store: BatchStore, job: BatchJob) -> BatchFiles:
     """Puts results.jsonl and errors.jsonl of a finished run among the files of the batch's owner."""
     ids, lines = [], []
     for key, name in ((layout.BATCH_OUTPUT_FILE, "output"), (layout.BATCH_ERRORS_FILE, "errors")):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
-            lines.append(_write_lines(path, _read_lines(run, key), job))
+            lines.append(_write_lines(path, _read_lines(run, key), store, job))
             filename = f"{job.id}_{name}.jsonl"
             ids.append(files.add(path, filename, "batch_output", job.owner).id if lines[-1] else None)
     done, failed = lines
@@ -66,7 +66,7 @@ def _read_lines(run: RunStore, key: str) -> Iterator[dict[str, Any]]:
             yield from (json.loads(line) for line in stream)
 
 
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]], job: BatchJob) -> int:
+def _write_lines(path: Path, lines: Iterator[dict[str, Any]], store: BatchStore, job: BatchJob) -> int:
     """How many there were."""
     count = 0
     with path.open("w", encoding="utf-8") as sink:
@@ -75,6 +75,8 @@ def _write_lines(path: Path, lines: Iterator[dict[str, Any]], job: BatchJob) -> 
                 image.pop("path", None)  # of the server's storage: nothing for clients
                 if "url" in image:
                     image["url"] = f"{job.base_url}/pictures/{job.id}/{image['id']}"
+            if error := line.get("error"):
+                error["message"] = store.hide_places(job, error["message"])
             sink.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
     return count

@@ -134,6 +134,12 @@ class BatchStore:
         key = f"manifests/{batch_id}.jsonl"
         return key, self.storage.uri_of(key)
 
+    def hide_places(self, job: BatchJob, message: str) -> str:
+        """A message on one line without where the server keeps things, which is nothing for clients."""
+        _, manifest = self.locate_manifest(job.id)
+        hidden = message.replace(manifest, job.input_file_id).replace(self.locate_run(job.id), job.id)
+        return "; ".join(line.strip() for line in hidden.splitlines())
+
     def _read(self, key: str) -> BatchJob:
         found = json.loads(self.storage.read_bytes(key))
         return BatchJob(**{**found, "errors": tuple(found["errors"])})

@@ -61,8 +61,34 @@ class KeyDoor:
         return key
 
 
+class KeylessDoor:
+    """Lets all of this machine in until there is a key; from then on, and for good, it asks for keys.
+
+    Args:
+        store: The keys; none yet.
+        quotas: Count what keys will use.
+    """
+
+    def __init__(self, store: KeyStore, quotas: Quotas) -> None:
+        self.is_open = True
+        self._store = store
+        self._open, self._locked = OpenDoor(), KeyDoor(store, quotas)
+
+    async def admit(self, facts: RequestFacts) -> Admission:
+        """See `Gatekeeper`."""
+        self.is_open = self.is_open and not self._has_keys()
+        return await (self._open if self.is_open else self._locked).admit(facts)
+
+    def _has_keys(self) -> bool:
+        """Also when the file cannot be read: then there is one, and nobody may come in."""
+        try:
+            return bool(self._store.read())
+        except ConfigError:
+            return True
+
+
 def open_gatekeeper(path: str = "") -> Gatekeeper:
-    """A door with keys where there is a file with any, be they revoked; else an open one, for this machine only.
+    """A door with keys where there is a file with any, be they revoked; else one for this machine, until there is.
 
     Args:
         path: The file; empty is `default_keys_file()`.
@@ -71,4 +97,4 @@ def open_gatekeeper(path: str = "") -> Gatekeeper:
         ConfigError: the file cannot be read as keys.
     """
     store = KeyStore(Path(path) if path else default_keys_file())
-    return KeyDoor(store, open_quotas()) if store.read() else OpenDoor()
+    return KeyDoor(store, open_quotas()) if store.read() else KeylessDoor(store, open_quotas())

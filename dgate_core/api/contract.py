@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-Scope = Literal["read", "generate", "batch", "admin"]
+Scope = Literal["read", "generate", "batch", "metrics", "admin"]
 """What a route needs: `read` is any key."""
 
 
@@ -43,7 +43,7 @@ class Admission:
     """Whose turn it takes: requests of one client share, different clients alternate; owner of files and batches."""
     key_id: str | None = None
     """Of the API key, for logs; None without keys."""
-    scopes: frozenset[str] = frozenset({"generate", "batch", "admin"})
+    scopes: frozenset[str] = frozenset({"generate", "batch", "metrics", "admin"})
     """What the key may do."""
     spend: Callable[[int], Coroutine[Any, Any, None]] = spend_freely
     """Called with the number of pictures before they are queued; raises ApiError(429)."""
@@ -96,6 +96,7 @@ class BatchRecord:
 
     model: str
     device: str
+    """Such as cuda:1."""
     rows: int
     stages: Mapping[str, float]
     """Seconds by stage: prompts, denoise, decode, copy."""

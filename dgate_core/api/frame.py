@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID: ContextVar[str] = ContextVar("dgate_request_id", default="")
 """Of the request in hand, for log lines."""
+METRICS_PATH = "/metrics"
 _SCOPES: tuple[tuple[str, Scope], ...] = (
     ("/v1/images", "generate"),
     ("/v1/files", "batch"),
     ("/v1/batches", "batch"),
     ("/v1", "read"),
+    (METRICS_PATH, "metrics"),
 )
 """What the paths below need, first match; others are open to all."""
 
@@ -40,6 +42,7 @@ class RequestFrame:
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app, self._services = app, services
+        self._open_path = METRICS_PATH if services.settings.metrics_open else None
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -50,7 +53,8 @@ class RequestFrame:
         token = REQUEST_ID.set(frame.request_id)
         release = None
         try:
-            if (needed := find_scope(scope["path"])) is not None:
+            needed = None if scope["path"] == self._open_path else find_scope(scope["path"])
+            if needed is not None:
                 admission = await self._services.parts.gatekeeper.admit(frame.collect_facts(needed))
                 release = admission.release
                 frame.state["admission"] = admission

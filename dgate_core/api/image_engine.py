@@ -102,19 +102,12 @@ class ImageEngine:
         Raises:
             ApiError: 429 when the queue is full, 503 when the server is going or its device is lost.
         """
+        self.check_place(len(rows))
         tickets = [Ticket(row, key, number, options) for number, row in enumerate(rows)]
-        if self.failure is not None:
-            raise _describe_loss(self.failure)
-        if len(tickets) > self.settings.queue_limit:
-            raise ApiError(
-                400, f"n: got {len(tickets)}, the queue holds {self.settings.queue_limit}", "too_many_images", "n"
-            )
         try:
             self.room.add(tickets)
         except RoomFullError as error:
-            wait = self.room.estimate_wait(len(self.workers))
-            message = f"{len(self.room)} pictures are waiting and there is room for {self.settings.queue_limit}"
-            raise ApiError(429, f"{message}; try again in {wait:.0f} s", "queue_full", retry_after=wait) from error
+            raise self._describe_crowd() from error
         except RoomClosedError as error:
             raise describe_closing() from error
         with self._settled:
@@ -122,6 +115,16 @@ class ImageEngine:
         for ticket in tickets:
             ticket.future.add_done_callback(self._settle)
         return tickets, [ticket.future for ticket in tickets]
+
+    def check_place(self, pictures: int) -> None:
+        """Raises what `submit` would raise now for so many pictures."""
+        limit = self.settings.queue_limit
+        if self.failure is not None:
+            raise _describe_loss(self.failure)
+        if pictures > limit:
+            raise ApiError(400, f"n: got {pictures}, the queue holds {limit}", "too_many_images", "n")
+        if len(self.room) + pictures > limit:
+            raise self._describe_crowd()
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Frees the places of tickets that nobody waits for any more; what is on the device is finished."""
@@ -156,6 +159,11 @@ class ImageEngine:
                 if ticket.future.set_running_or_notify_cancel():
                     ticket.future.set_exception(_describe_loss(error))
 
+    def _describe_crowd(self) -> ApiError:
+        wait = self.room.estimate_wait(len(self.workers))
+        message = f"{len(self.room)} pictures are waiting and there is room for {self.settings.queue_limit}"
+        return ApiError(429, f"{message}; try again in {wait:.0f} s", "queue_full", retry_after=wait)
+
     def _settle(self, _: Future[Made]) -> None:
         with self._settled:
             self._unfinished -= 1
@@ -170,7 +178,9 @@ class ImageEngine:
 
     def _count_devices(self) -> range:
         device = choose_device(self.settings.device)
-        gpus = count_gpus() if device == "cuda" else 1
+        if device != "cuda":
+            return range(self.settings.devices or 1)
+        gpus = count_gpus()
         return range(max(1, min(gpus, self.settings.devices or gpus)))
 
     def _make_worker(self, number: int, inspector: PictureInspector | None) -> DeviceWorker:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from dgate_core.api.contract import Scope
 
-KeyScope = Literal["generate", "batch", "admin"]
+KeyScope = Literal["generate", "batch", "metrics", "admin"]
 KeyState = Literal["active", "expired", "revoked"]
 KEY_SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 SECRET_BYTES = 32

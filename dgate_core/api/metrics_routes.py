@@ -1,4 +1,7 @@
-"""GET /metrics, for Prometheus; open like /healthz: its labels hold names of models and routes, nothing of clients."""
+"""GET /metrics, for Prometheus; where keys are asked for it needs one with the scope `metrics`, or `metrics_open`.
+
+Its labels hold names of models and routes and nothing of clients, but how much is made, and of what, is the operator's.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ class ApiSettings:
     device: str = "auto"
     """cpu, cuda, mps or auto."""
     devices: int | None = None
-    """GPUs to use, one thread each; None is all of them."""
+    """GPUs to use, a thread and a copy of the models each; None is all of them. Without GPUs, such threads on the CPU;
+    None is one."""
     batch_size: int | None = None
     """Rows per batch at most; None finds the best."""
     model_bytes: int | None = None
@@ -76,6 +77,8 @@ class ApiSettings:
 
     keys_file: str = ""
     """API keys; empty takes $DGATE_KEYS_FILE, or `dgate/keys.json` in the user's configuration folder."""
+    metrics_open: bool = False
+    """/metrics without a key, also where keys are asked for: for a port that only Prometheus and friends can reach."""
     fetch_hosts: tuple[str, ...] = ()
     """Hosts from which pictures of requests may be fetched, `*.example.org` with all below it; none by default."""
     safety: str | None = None
@@ -88,8 +91,10 @@ class ApiSettings:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("no model to serve", "at least one", "give --model NAME")
-        for name, low in (("queue_limit", 1), ("gather_ms", 0), ("timeout_seconds", 0.001), ("drain_seconds", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name}={getattr(self, name)}", f"{name} of at least {low}")
+        least = {"queue_limit": 1, "devices": 1, "gather_ms": 0, "timeout_seconds": 0.001, "drain_seconds": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name}={value}", f"{name} of at least {low}")
         if not 0 <= self.safety_threshold <= 1:
             raise ConfigError(f"safety_threshold={self.safety_threshold}", "safety_threshold from 0 to 1")

@@ -39,7 +39,7 @@ def command() -> None:
     "--scope",
     "scopes",
     multiple=True,
-    type=click.Choice(["generate", "batch", "admin"]),
+    type=click.Choice(["generate", "batch", "metrics", "admin"]),
     help="What it may do; may be repeated, admin may do everything.  [default: generate, batch]",
 )
 @click.option("--expires", metavar="WHEN", help="90d, 12h, 30m, or a date such as 2027-01-31 (UTC).")

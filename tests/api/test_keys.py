@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -21,14 +22,17 @@ import pytest
 from click.testing import CliRunner
 
 from dgate_core.api.admission import KeyDoor, open_gatekeeper
-from dgate_core.api.contract import OpenDoor
+from dgate_core.api.contract import RequestFacts
+from dgate_core.api.errors import ApiError
 from dgate_core.api.key_store import KeyStore
 from dgate_core.api.keys import KeyLimits, find_key, hash_key, make_key
+from dgate_core.api.metrics_routes import make_metrics_router
 from dgate_core.api.quotas import Quotas
 from dgate_core.api.server import make_server
 from dgate_core.api.services import Parts, open_services
 from dgate_core.api.settings import ApiSettings
 from dgate_core.errors import ConfigError, UsageError
+from dgate_core.telemetry.api_metrics import ApiMetrics
 from flows.commands.keys import command, parse_expiry
 from tests.api.batch_lab import ThreadRunner, make_line, start_batch, write_lines
 from tests.api.conftest import Live, run_server
@@ -142,13 +146,29 @@ def test_wrong_keys_are_told_apart_from_right_ones_in_equal_time() -> None:
     assert max(times) < 1.5 * min(times)
 
 
-def test_open_door_only_without_any_key(tmp_path: Path) -> None:
+def test_the_door_is_open_until_there_is_a_key_and_never_again(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    assert isinstance(open_gatekeeper(str(path)), OpenDoor)
-    create(path, "a")
-    assert isinstance(open_gatekeeper(str(path)), KeyDoor)
+    door = open_gatekeeper(str(path))
+    facts = RequestFacts("req_0", "GET", "/v1/models", "read", "", "127.0.0.1")
+    assert door.is_open
+    assert asyncio.run(door.admit(facts)).client == "127.0.0.1"
+    secret = create(path, "a")
+    with pytest.raises(ApiError, match="no API key"):
+        asyncio.run(door.admit(facts))
+    assert asyncio.run(door.admit(replace(facts, authorization=f"Bearer {secret}"))).key_id == secret[6:18]
     run_command("revoke", "a", "--file", str(path))
-    assert isinstance(open_gatekeeper(str(path)), KeyDoor)
+    assert not open_gatekeeper(str(path)).is_open
+    path.unlink()
+    with pytest.raises(ApiError, match="no API key"):
+        asyncio.run(door.admit(facts))
+
+
+def test_a_key_file_that_breaks_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    door = open_gatekeeper(str(path))
+    path.write_text("nothing")
+    with pytest.raises(ApiError, match="cannot be read"):
+        asyncio.run(door.admit(RequestFacts("req_0", "GET", "/v1/models", "read", "Bearer x", "127.0.0.1")))
 
 
 def test_network_is_refused_without_keys(own_settings: ApiSettings, tmp_path: Path) -> None:
@@ -181,7 +201,9 @@ def door(settings: ApiSettings, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("door")
     store = KeyStore(folder / "keys.json")
     own = replace(settings, folder=str(folder / "api"))
-    with run_server(own, Parts(gatekeeper=KeyDoor(store, Quotas()), runner=ThreadRunner())) as live:
+    metrics = ApiMetrics()
+    router = make_metrics_router(metrics)
+    with run_server(own, Parts(KeyDoor(store, Quotas()), metrics, runner=ThreadRunner(), routers=(router,))) as live:
         yield Door(live, store)
 
 
@@ -209,6 +231,22 @@ def test_scopes(door: Door) -> None:
         assert door.ask(secret, path).status_code == status, (path, status)
     with pytest.raises(openai.PermissionDeniedError, match="generate is needed here"):
         door.client(clerk).images.generate(prompt="a red boat", **ONE_STEP)
+
+
+def test_metrics_need_a_key_that_may_see_them(door: Door) -> None:
+    watcher, painter, head = door.make("watcher", "metrics"), door.make("not a watcher"), door.make("chief", "admin")
+    answers = [door.ask(secret, "/metrics") for secret in (None, painter, watcher, head)]
+    assert [answer.status_code for answer in answers] == [401, 403, 200, 200]
+    assert "dgate_requests_total" in answers[2].text
+    with pytest.raises(openai.PermissionDeniedError, match="generate is needed here"):
+        door.client(watcher).images.generate(prompt="a red boat", **ONE_STEP)
+
+
+def test_metrics_may_be_left_open(own_settings: ApiSettings, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    parts = Parts(gatekeeper=KeyDoor(store, Quotas()), routers=(make_metrics_router(ApiMetrics()),))
+    with run_server(replace(own_settings, metrics_open=True), parts, warm=False) as live:
+        assert [httpx.get(f"{live.url}{path}").status_code for path in ("/metrics", "/v1/models")] == [200, 401]
 
 
 def test_revoked_and_expired_keys_end_while_the_server_runs(door: Door) -> None:

@@ -10,8 +10,8 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ from dgate_core.engine.describe import RowDescriber
 from dgate_core.engine.embeddings import EmbeddingCache
 from dgate_core.engine.generate import Batch, Generator
 from dgate_core.engine.lane import measure_memory_share
-from dgate_core.engine.provenance import encode_picture
+from dgate_core.engine.provenance import EDIT_RUN, encode_picture
+from dgate_core.engine.start_picture import describe_start
 from dgate_core.errors import DgateError, RowError
 from dgate_core.manifest.identity import ROW_ID_BYTES
 from dgate_core.runs.spec import RunSpec
@@ -41,8 +42,23 @@ PROMPTS_KEPT = 512
 SIZES_KEPT = 1024
 RUN = "on-demand"
 """In the provenance, where a bulk run has its fingerprint."""
-EDIT_RUN = "on-demand edit"
-"""There, of a picture that was made from another one, which its file does not hold."""
+
+
+class _Here(Executor):
+    """Does at once, in the caller's thread, what it is given.
+
+    For one picture while nobody else waits: its pixels are there already on a CPU, and every hand over to another
+    thread costs a busy machine milliseconds that its client waits for.
+    """
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """See `Executor`; what is given here tells its tickets of errors itself."""
+        done: Future[Any] = Future()
+        done.set_result(function(*arguments, **named))
+        return done
+
+
+HERE = _Here()
 
 
 class DeviceWorker:
@@ -111,7 +127,9 @@ class DeviceWorker:
             left = iter(tickets)
             with watch_steps(generator.model, key, tickets):
                 for batch in generator.generate([ticket.row for ticket in tickets], key.batch):
-                    self._send(batch, [next(left) for _ in batch.rows], generator, encoders)
+                    mine = [next(left) for _ in batch.rows]
+                    is_alone = len(tickets) == 1 and not len(room)
+                    self._send(batch, mine, generator, HERE if is_alone and self.device == "cpu" else encoders)
             self._note_size(key, generator.find_sizer(key.batch).size)
         room.note_pace(key, len(tickets), time.monotonic() - started)
 
@@ -119,7 +137,8 @@ class DeviceWorker:
         self._flights.acquire()
         facts = generator.model.checkpoint
         planned = {"weights_hash": facts.weights_hash, "revision": facts.spec.revision}
-        self._arriving.submit(self._arrive, batch, tickets, planned, encoders)
+        arriving = HERE if encoders is HERE else self._arriving
+        arriving.submit(self._arrive, batch, tickets, planned, encoders)
 
     def _arrive(self, batch: Batch, tickets: Sequence[Ticket], model: Mapping[str, Any], encoders: Executor) -> None:
         """Waits for the pixels; encoding is for other threads."""
@@ -165,7 +184,7 @@ class DeviceWorker:
             row["row_id"] = identify_edit(row["row_id"], start)
         pixels = batch.pictures.pixels[index].numpy()
         inspection = Inspection(pixels, None) if self.inspector is None else self.inspector.inspect(pixels)
-        data = None if inspection.pixels is None else self._encode_pixels(inspection.pixels, ticket, row, model)
+        data = None if inspection.pixels is None else self._encode_pixels(inspection.pixels, ticket, row, model, start)
         made = Made(
             data,
             row,
@@ -189,12 +208,16 @@ class DeviceWorker:
         )
         return made
 
-    def _encode_pixels(self, pixels: Any, ticket: Ticket, row: Mapping[str, Any], model: Mapping[str, Any]) -> bytes:
+    def _encode_pixels(
+        self, pixels: Any, ticket: Ticket, row: Mapping[str, Any], model: Mapping[str, Any], start: StartPicture | None
+    ) -> bytes:
         image = ticket.options.image
         run = {"models": {row["model"]: model}, "fingerprint": RUN if ticket.key.strength is None else EDIT_RUN}
-        describe = RowDescriber(run, replace(self.spec, image=image), row["model"])
+        provenance = RowDescriber(run, replace(self.spec, image=image), row["model"])(row)
         try:
-            return encode_picture(pixels, image, describe(row))
+            return encode_picture(
+                pixels, image, replace(provenance, start=None if start is None else describe_start(start))
+            )
         except (OSError, ValueError, struct.error) as error:
             raise RowError(
                 "encode_failed", f"{image.format} cannot hold this picture: {error}", "", "try png"
@@ -223,7 +246,7 @@ class DeviceWorker:
     def _tell(self, batch: Batch, tickets: Sequence[Ticket], stages: Mapping[str, float], error_code: str) -> None:
         record = BatchRecord(
             batch.rows[0]["model"],
-            self.device,
+            f"{self.device}:{self.number}",
             len(batch.rows),
             stages,
             batch.attempts,

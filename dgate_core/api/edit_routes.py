@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
-from PIL import Image, ImageOps
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
@@ -21,7 +19,12 @@ from dgate_core.api.image_routes import STREAM_DOC, Work, answer_rows
 from dgate_core.api.services import Services, find_admission, find_services
 from dgate_core.api.settings import ApiSettings
 from dgate_core.api.waiting_room import WorkKey
+from dgate_core.engine.start_picture import open_start
+from dgate_core.errors import UsageError
 from dgate_core.models.catalog import find_checkpoint
+
+if TYPE_CHECKING:
+    from dgate_core.models.families.contract import StartPicture
 
 router = APIRouter()
 Served = Annotated[Services, Depends(find_services)]
@@ -29,8 +32,6 @@ Admitted = Annotated[Admission, Depends(find_admission)]
 
 FAMILY = "unet"
 """The one that starts from pictures."""
-FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 32 << 20
 MOST_BYTES = 32 << 20
 MOST_FIELDS = 64
 _FORM: dict[str, Any] = {
@@ -108,25 +109,9 @@ def parse_fields(fields: Mapping[str, str]) -> EditRequest:
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
 
 
-def make_start(data: bytes, size: tuple[int, int], strength: float) -> Any:
-    """A StartPicture of that size; the picture's middle where its shape is another.
-
-    Raises:
-        ApiError: 400, no picture of a known format, or too many pixels.
-    """
-    import torch
-
-    from dgate_core.models.families.contract import StartPicture
-
+def make_start(data: bytes, size: tuple[int, int], strength: float) -> StartPicture:
+    """A StartPicture of that size; raises ApiError 400 as `open_start` raises UsageError."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ApiError(
-                    400, f"image: {picture.width}x{picture.height} has too many pixels", "image_too_large", "image"
-                )
-            fitted = ImageOps.fit(ImageOps.exif_transpose(picture).convert("RGB"), size, Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        message = f"image: not a whole picture, expected {', '.join(FORMATS)}"
-        raise ApiError(400, message, "bad_image", "image") from error
-    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return StartPicture(pixels.reshape(size[1], size[0], 3), strength)
+        return open_start(data, size, strength)
+    except UsageError as error:
+        raise ApiError(400, f"image: {error.got}, expected {error.expected}", "bad_image", "image") from error

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dgate_core.runs.spec import ImageFormat
 
 SCHEMA_VERSION = 1
+EDIT_RUN = "on-demand edit"
+"""The run of a picture that was made on demand from another one."""
 SUFFIXES: Mapping[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 # EXIF text in UTF-16 behind the standard's UNICODE marker is what Automatic1111's readers expect.
 _USER_COMMENT_MARKER = b"UNICODE\0"
@@ -55,10 +57,13 @@ class Provenance:
     versions: Mapping[str, str]
     schema_version: int = SCHEMA_VERSION
     profile: str = "exact"
+    start: Mapping[str, Any] | None = None
+    """Of a picture that was made from another one: the strength, and the sha256 of that one's pixels at this size."""
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys; the profile only where something was given for speed."""
-        fields = {name: value for name, value in asdict(self).items() if (name, value) != ("profile", "exact")}
+        """Canonical JSON: sorted keys; the profile only where something was given for speed, a start where one was."""
+        usual = (("profile", "exact"), ("start", None))
+        fields = {name: value for name, value in asdict(self).items() if (name, value) not in usual}
         return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     def to_parameters(self) -> str:
@@ -69,7 +74,9 @@ class Provenance:
         lines.append(
             f"Steps: {self.num_inference_steps}, Sampler: {self.scheduler}, CFG scale: {self.guidance_scale:g}, "
             f"Seed: {self.seed}, Size: {self.width}x{self.height}, Model hash: {self.model_hash[:10]}, "
-            f"Model: {self.model}, Version: d-gate"
+            f"Model: {self.model}, "
+            + (f"Denoising strength: {self.start['strength']:g}, " if self.start else "")
+            + "Version: d-gate"
         )
         return "\n".join(lines)
 

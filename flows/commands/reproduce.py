@@ -8,8 +8,9 @@ import click
 @click.command("reproduce")
 @click.argument("file")
 @click.option("--out", metavar="FILE", help="Write the new picture here, a path or s3://.")
+@click.option("--start", metavar="PICTURE", help="What FILE was made from, if it is an edit: path or s3:// URI.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps or auto.")
-def command(file: str, out: str | None, device: str) -> int:
+def command(file: str, out: str | None, start: str | None, device: str) -> int:
     """Makes the picture of FILE again and says how far it is from it; exit code 3 when it is farther than rounding.
 
     FILE is a local path or an s3:// URI of a PNG, JPEG or WebP that D-Gate wrote.
@@ -18,7 +19,11 @@ def command(file: str, out: str | None, device: str) -> int:
     from dgate_core.storage import open_object
 
     storage, key = open_object(file)
-    found = reproduce_picture(storage.read_bytes(key), file, device)
+    begun = None
+    if start is not None:
+        start_storage, start_key = open_object(start)
+        begun = start_storage.read_bytes(start_key)
+    found = reproduce_picture(storage.read_bytes(key), file, device, begun)
     origin = found.provenance
     click.echo(f"prompt      {escape_controls(origin.prompt)}")
     click.echo(f"model       {escape_controls(origin.model)}, seed {origin.seed}, {escape_controls(origin.precision)}")

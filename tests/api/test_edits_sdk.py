@@ -11,10 +11,15 @@ import numpy as np
 import openai
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from dgate_core.api.settings import ApiSettings
+from dgate_core.engine.provenance import read_provenance
+from dgate_core.engine.reproduce import reproduce_picture
+from dgate_core.errors import UsageError
+from flows.commands.reproduce import command
 from tests.api.conftest import Live, run_server
 
 
@@ -59,6 +64,33 @@ def test_an_edit_is_what_diffusers_makes(live: Live, checkpoint: str, scheduler:
     ).images[0]
     assert answer.data is not None
     assert np.abs(read_pixels(answer.data[0].b64_json) - np.asarray(expected).astype(int)).max() <= 2
+
+
+def test_an_edit_is_made_again_from_its_file_and_its_start(live: Live, tmp_path: Path) -> None:
+    start, other = (to_file(make_picture(seed, size=90)).getvalue() for seed in (0, 1))
+    answer = live.client().images.edit(
+        image=("a.png", start), prompt="a red boat", extra_body={"seed": 5, "num_inference_steps": 4, "strength": 0.5}
+    )
+    assert answer.data is not None
+    data = base64.b64decode(answer.data[0].b64_json or "")
+    assert reproduce_picture(data, "edit.png", "cpu", start).is_identical
+    assert "Denoising strength: 0.5" in Image.open(io.BytesIO(data)).info["parameters"]
+    for wrong, why in ((None, "give it: --start FILE"), (other, "the one that edit.png was made from")):
+        with pytest.raises(UsageError, match=why):
+            reproduce_picture(data, "edit.png", "cpu", wrong)
+    for name, content in (("edit.png", data), ("start.png", start)):
+        (tmp_path / name).write_bytes(content)
+    arguments = [str(tmp_path / "edit.png"), "--start", str(tmp_path / "start.png"), "--device", "cpu"]
+    assert "identical, byte for byte" in CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+
+
+def test_a_picture_from_its_prompt_has_no_start(live: Live) -> None:
+    answer = live.client().images.generate(prompt="a red boat", extra_body={"num_inference_steps": 1})
+    assert answer.data is not None
+    data = base64.b64decode(answer.data[0].b64_json or "")
+    assert read_provenance(data, "a.png").start is None
+    with pytest.raises(UsageError, match="from its prompt alone"):
+        reproduce_picture(data, "a.png", "cpu", data)
 
 
 def test_each_picture_has_an_id_of_its_own_and_edits_do_not_mix(live: Live) -> None:

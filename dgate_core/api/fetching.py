@@ -27,6 +27,9 @@ LONGEST_URL = 2048
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SIXTY_FOUR = ipaddress.ip_network("64:ff9b::/96")
 """NAT64: an IPv4 address in IPv6's clothes (RFC 6052)."""
+_INSIDE = tuple(map(ipaddress.ip_network, ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "fec0::/10")))
+"""Old or local ways to write an address, which `ipaddress` takes for the internet at large: IPv4-compatible (RFC 4291),
+IPv4-translated (RFC 2765), local NAT64 (RFC 8215), site-local (RFC 3879)."""
 
 Resolve = Callable[[str, int], Sequence[str]]
 """Addresses of a host's name."""
@@ -123,6 +126,8 @@ def is_public(text: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if any(address in network for network in _INSIDE):
+            return False
     return address.is_global and not address.is_multicast
 
 

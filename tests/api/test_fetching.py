@@ -164,6 +164,7 @@ def test_urls_that_are() -> None:
         ("100.64.0.1", False), ("fe80::1%eth0", False), ("fd00::1", False), ("::ffff:10.0.0.1", False),
         ("64:ff9b::7f00:1", False), ("64:ff9b::5db8:d822", True), ("2002:7f00:1::", False), ("224.0.0.1", False),
         ("255.255.255.255", False), ("::", False), ("ff02::1", False),
+        ("::127.0.0.1", False), ("::ffff:0:127.0.0.1", False), ("64:ff9b:1::7f00:1", False), ("fec0::1", False),
     ],
 )  # fmt: skip
 def test_addresses_of_the_internet_at_large(address: str, expected: bool) -> None:

@@ -59,6 +59,11 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed; the log has the details under this request's id", "internal_error")
 
 
+def describe_lateness() -> ApiError:
+    """The deadline of a request has passed."""
+    return ApiError(504, "the time for this request is over", "deadline_exceeded")
+
+
 def describe_error(error: ApiError) -> dict[str, Any]:
     """The envelope."""
     kind = _TYPES.get(error.status, SERVER_ERROR if error.status >= 500 else INVALID_REQUEST)

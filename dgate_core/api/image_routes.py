@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from dgate_core.api.batch_output import read_batch_picture
 from dgate_core.api.batch_store import BATCH_ID
 from dgate_core.api.contract import Admission
-from dgate_core.api.errors import ApiError
+from dgate_core.api.errors import ApiError, describe_lateness
 from dgate_core.api.image_answers import Answering, write_answer
 from dgate_core.api.image_engine import describe_closing
 from dgate_core.api.image_request import ImageAnswer, ImageRequest
@@ -62,6 +62,7 @@ async def answer_rows(
     request.state.model = asked.model or services.models.default
     if services.readiness.is_draining:
         raise describe_closing()
+    services.engine.check_place(len(work.rows))  # nobody pays for what is refused
     await admission.spend(len(work.rows))
     channel = StepChannel() if asked.stream else None
     options = TicketOptions(
@@ -102,9 +103,9 @@ async def wait_for_pictures(
             return pictures.result()
         if hangup in done:
             raise ApiError(499, "the client has gone", "client_gone")
-        raise ApiError(504, "the time for this request is over", "deadline_exceeded")
+        raise describe_lateness()
     except (asyncio.CancelledError, CancelledError) as error:
-        raise ApiError(504, "the time for this request is over", "deadline_exceeded") from error
+        raise describe_lateness() from error
     finally:
         hangup.cancel()
         services.engine.cancel(tickets)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from dgate_core.api.errors import ApiError, describe_error, to_api_error
+from dgate_core.api.errors import ApiError, describe_error, describe_lateness, to_api_error
 from dgate_core.api.image_answers import Answering, describe_frame, describe_picture, describe_usage
 from dgate_core.api.waiting_room import Made, Step
 
@@ -101,7 +101,7 @@ async def stream_events(
         while waiting:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise ApiError(504, "the time for this request is over", "deadline_exceeded")
+                raise describe_lateness()
             awaited: set[asyncio.Future[Any]] = {step, *waiting}
             done, _ = await asyncio.wait(
                 awaited, timeout=min(left, SILENCE_SECONDS), return_when=asyncio.FIRST_COMPLETED
@@ -114,6 +114,8 @@ async def stream_events(
                 step = asyncio.ensure_future(channel.queue.get())
             elif finished := [future for future in waiting if future in done]:
                 # Steps that came before a picture are told before it.
+                if finished[0].cancelled():  # the room drops what is late; its exception would pass for our own end
+                    raise describe_lateness()
                 yield writer.write_picture(waiting.pop(finished[0]), finished[0].result())
         yield b"data: [DONE]\n\n"
     except Exception as error:

@@ -17,7 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
-from dgate_core.api.contract import Inspection, NoTelemetry, RequestRecord
+from dgate_core.api.contract import Admission, Inspection, NoTelemetry, OpenDoor, RequestFacts, RequestRecord
 from dgate_core.api.services import Parts
 from dgate_core.api.settings import ApiSettings
 from dgate_core.errors import UsageError
@@ -77,6 +77,28 @@ def test_a_full_queue_refuses_with_retry_after(small: tuple[Live, Notebook]) -> 
     assert refused[0].json()["error"]["code"] == "queue_full"
 
 
+class CountingDoor(OpenDoor):
+    """Notes how many pictures were paid for."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    async def admit(self, facts: RequestFacts) -> Admission:
+        return replace(await super().admit(facts), spend=self.spend)
+
+    async def spend(self, pictures: int) -> None:
+        self.spent += pictures
+
+
+def test_what_a_full_queue_refuses_is_not_paid_for(own_settings: ApiSettings) -> None:
+    door = CountingDoor()
+    with run_server(replace(own_settings, queue_limit=4), Parts(gatekeeper=door), warm=False) as live:
+        assert post(live, n=5).json()["error"]["code"] == "too_many_images"
+        assert door.spent == 0
+        assert post(live, n=4, num_inference_steps=1).status_code == 200
+        assert door.spent == 4
+
+
 def test_a_deadline_ends_the_wait_and_frees_the_place(own_settings: ApiSettings) -> None:
     with run_server(replace(own_settings, batch_size=1, timeout_seconds=0.5)) as live:
         with ThreadPoolExecutor(2) as pool:
@@ -84,6 +106,11 @@ def test_a_deadline_ends_the_wait_and_frees_the_place(own_settings: ApiSettings)
         assert {first.status_code, second.status_code} == {504}
         assert first.json()["error"]["code"] == "deadline_exceeded"
         assert len(live.services.engine.room) == 0
+        # A stream says so too, in its last event, instead of breaking off.
+        with ThreadPoolExecutor(2) as pool:
+            streams = list(pool.map(lambda _: post(live, num_inference_steps=200, stream=True), range(2)))
+        for stream in streams:
+            assert "deadline_exceeded" in stream.text.strip().splitlines()[-1]
 
 
 def test_a_client_that_hangs_up_frees_its_place_before_its_batch(small: tuple[Live, Notebook]) -> None:

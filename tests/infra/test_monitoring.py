@@ -107,6 +107,15 @@ def test_the_dashboard_is_what_its_code_builds() -> None:
     assert (FOLDER / "dashboard.json").read_text() == module.build(), "run infra/monitoring/build_dashboard.py"
 
 
+def test_grafanas_own_types_read_the_dashboard_without_loss() -> None:
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    text = (FOLDER / "dashboard.json").read_text()
+    again = JSONEncoder(sort_keys=True, indent=2).encode(Dashboard.from_json(json.loads(text)))
+    assert json.loads(again) == json.loads(text)
+
+
 def test_the_dashboard_shows_what_was_asked_for() -> None:
     text = json.dumps([query for _, query in list_queries()])
     for wanted in ("0.5,", "0.95,", "0.99,", "gpu_memory_used", "batch_rows", "queue_waiting", "run_rows_done"):

@@ -10,8 +10,8 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -42,23 +42,6 @@ PROMPTS_KEPT = 512
 SIZES_KEPT = 1024
 RUN = "on-demand"
 """In the provenance, where a bulk run has its fingerprint."""
-
-
-class _Here(Executor):
-    """Does at once, in the caller's thread, what it is given.
-
-    For one picture while nobody else waits: its pixels are there already on a CPU, and every hand over to another
-    thread costs a busy machine milliseconds that its client waits for.
-    """
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        """See `Executor`; what is given here tells its tickets of errors itself."""
-        done: Future[Any] = Future()
-        done.set_result(function(*arguments, **named))
-        return done
-
-
-HERE = _Here()
 
 
 class DeviceWorker:
@@ -127,9 +110,7 @@ class DeviceWorker:
             left = iter(tickets)
             with watch_steps(generator.model, key, tickets):
                 for batch in generator.generate([ticket.row for ticket in tickets], key.batch):
-                    mine = [next(left) for _ in batch.rows]
-                    is_alone = len(tickets) == 1 and not len(room)
-                    self._send(batch, mine, generator, HERE if is_alone and self.device == "cpu" else encoders)
+                    self._send(batch, [next(left) for _ in batch.rows], generator, encoders)
             self._note_size(key, generator.find_sizer(key.batch).size)
         room.note_pace(key, len(tickets), time.monotonic() - started)
 
@@ -137,8 +118,7 @@ class DeviceWorker:
         self._flights.acquire()
         facts = generator.model.checkpoint
         planned = {"weights_hash": facts.weights_hash, "revision": facts.spec.revision}
-        arriving = HERE if encoders is HERE else self._arriving
-        arriving.submit(self._arrive, batch, tickets, planned, encoders)
+        self._arriving.submit(self._arrive, batch, tickets, planned, encoders)
 
     def _arrive(self, batch: Batch, tickets: Sequence[Ticket], model: Mapping[str, Any], encoders: Executor) -> None:
         """Waits for the pixels; encoding is for other threads."""

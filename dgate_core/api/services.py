@@ -97,13 +97,13 @@ def open_services(settings: ApiSettings, parts: Parts | None = None) -> Services
     return Services(settings, engine, models, rows, pictures, files, desk, parts=parts)
 
 
-def find_services(request: Request) -> Services:
-    """Of the application that got the request; for FastAPI's Depends."""
+async def find_services(request: Request) -> Services:
+    """Of the application that got the request; for FastAPI's Depends, which would ask a plain function in a thread."""
     services: Services = request.app.state.services
     return services
 
 
-def find_admission(request: Request) -> Admission:
+async def find_admission(request: Request) -> Admission:
     """Who was let in; for FastAPI's Depends."""
     admission: Admission = request.state.admission
     return admission

@@ -20,6 +20,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#d9d6cf, #383b42); --card: light-dark(#fff, #1f2125); }
 body { max-width: 62rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif;
   background: light-dark(#fbfaf7, #16171a); color: light-dark(#1d1f23, #e9e7e2); }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere; }
 pre, table { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem; }
 pre { padding: .8rem; overflow-x: auto; }
 .wide { overflow-x: auto; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 from dgate_core.errors import (
@@ -14,6 +15,8 @@ from dgate_core.errors import (
     UsageError,
 )
 
+logger = logging.getLogger(__name__)
+
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -24,6 +27,8 @@ _STATUSES: tuple[tuple[type[DgateError], int], ...] = (
     (ModelError, 503),
     (StorageError, 503),
 )
+_INSIDE = {404: "what was asked for is not there", 503: "the server's disk or models cannot be used just now"}
+_SEE_LOG = "the log has the details under this request's id"
 _ROW_STATUSES = {"out_of_memory": 503, "nan_picture": 500, "generation_failed": 500, "encode_failed": 400}
 
 
@@ -55,8 +60,12 @@ def to_api_error(error: Exception) -> ApiError:
         return ApiError(_ROW_STATUSES.get(error.row_code, 500), join_lines(error), error.row_code)
     if isinstance(error, DgateError):
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        return ApiError(status, join_lines(error), error.code)
-    return ApiError(500, "the server failed; the log has the details under this request's id", "internal_error")
+        if isinstance(error, UsageError | ManifestError):
+            return ApiError(status, join_lines(error), error.code)
+        # The texts of all others are for the operator: they name places on the server.
+        logger.error("%s: %s", error.code, join_lines(error))
+        return ApiError(status, f"{_INSIDE.get(status, 'the server failed')}; {_SEE_LOG}", error.code)
+    return ApiError(500, f"the server failed; {_SEE_LOG}", "internal_error")
 
 
 def describe_lateness() -> ApiError:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.api.conftest import Live
+from dgate_core.api.admission import KeyDoor
+from dgate_core.api.key_store import KeyStore
+from dgate_core.api.keys import make_key
+from dgate_core.api.quotas import Quotas
+from dgate_core.api.services import Parts
+from dgate_core.api.settings import ApiSettings
+from tests.api.conftest import Live, run_server
 from tests.reports.conftest import DESKTOP, PHONE, browser  # noqa: F401 - a fixture
 
 Visited = tuple[Page, list[str]]
@@ -43,12 +51,37 @@ def test_a_prompt_becomes_a_picture_by_keyboard_alone(visit: Visited) -> None:
     expect(page.locator("#picture img")).to_have_js_property("naturalWidth", 32)
     expect(page.locator("#facts")).to_contain_text("it's a <b>red</b> boat")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.locator("#door").evaluate("door => door.open")
     page.locator("#prompt").press("Enter")
     expect(page.locator("#gallery img")).to_have_count(2)
     page.locator("#gallery button").last.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#gallery button").last).to_have_attribute("aria-pressed", "true")
     assert complaints == []
+
+
+def test_the_examples_fit_the_window(visit: Visited, live: Live) -> None:
+    page, complaints = visit
+    page.goto(f"{live.url}/docs")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == []
+
+
+def test_a_server_with_keys_shows_where_the_key_goes(
+    browser: Browser,  # noqa: F811
+    own_settings: ApiSettings,
+    tmp_path: Path,
+) -> None:
+    store = KeyStore(tmp_path / "keys.json")
+    secret, key = make_key("painter", ("generate",), time.time())
+    store.add(key)
+    with run_server(own_settings, Parts(gatekeeper=KeyDoor(store, Quotas()))) as live:
+        page = browser.new_page()
+        page.goto(f"{live.url}/")
+        page.locator("#key").fill(secret)  # waits until it can be seen
+        page.locator("#key").press("Tab")
+        expect(page.locator("#model option")).to_have_text(["tiny"])
+        page.close()
 
 
 def test_the_curl_line_gives_the_same_picture(visit: Visited) -> None:

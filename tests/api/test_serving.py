@@ -17,7 +17,15 @@ import openai
 import pytest
 from PIL import Image
 
-from dgate_core.api.contract import Admission, Inspection, NoTelemetry, OpenDoor, RequestFacts, RequestRecord
+from dgate_core.api.contract import (
+    Admission,
+    Inspection,
+    NoTelemetry,
+    OpenDoor,
+    PictureRecord,
+    RequestFacts,
+    RequestRecord,
+)
 from dgate_core.api.services import Parts
 from dgate_core.api.settings import ApiSettings
 from dgate_core.errors import UsageError
@@ -34,9 +42,13 @@ class Notebook(NoTelemetry):
 
     def __init__(self) -> None:
         self.requests: list[RequestRecord] = []
+        self.pictures = 0
 
     def on_request(self, record: RequestRecord) -> None:
         self.requests.append(record)
+
+    def on_picture(self, record: PictureRecord) -> None:
+        self.pictures += 1
 
 
 def post(live: Live, **body: Any) -> httpx.Response:
@@ -115,7 +127,8 @@ def test_a_deadline_ends_the_wait_and_frees_the_place(own_settings: ApiSettings)
 
 def test_a_client_that_hangs_up_frees_its_place_before_its_batch(small: tuple[Live, Notebook]) -> None:
     live, notebook = small
-    busy = threading.Thread(target=post, args=(live,), kwargs={"num_inference_steps": 100})
+    busy = threading.Thread(target=post, args=(live,), kwargs={"num_inference_steps": 250})
+    made = notebook.pictures
     busy.start()
     wait_for(lambda: live.services.engine.unfinished == 1 and not len(live.services.engine.room))
     with pytest.raises(httpx.ReadTimeout):
@@ -126,7 +139,8 @@ def test_a_client_that_hangs_up_frees_its_place_before_its_batch(small: tuple[Li
         )
     wait_for(lambda: len(live.services.engine.room) == 0, 2)
     busy.join()
-    assert live.services.engine.unfinished == 0
+    wait_for(lambda: live.services.engine.unfinished == 0)
+    assert notebook.pictures - made == 1
     wait_for(lambda: any(record.status == 499 for record in notebook.requests))
 
 
@@ -217,6 +231,18 @@ def test_a_fault_inside_is_a_500_that_tells_nothing(own_settings: ApiSettings) -
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal_error"
         assert "secret" not in answer.text
+
+
+def test_what_the_disk_says_is_for_the_log_alone(own_settings: ApiSettings, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(own_settings.folder)
+    folder.mkdir()
+    (folder / "files").write_text("a file in the place of the folder")
+    with run_server(own_settings, warm=False) as live:
+        upload = {"file": ("in.jsonl", b"{}")}
+        answer = httpx.post(f"{live.url}/v1/files", data={"purpose": "batch"}, files=upload, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage")
+    assert str(folder) not in answer.text
+    assert str(folder) in caplog.text
 
 
 def test_a_withheld_picture_is_told_and_not_shown(own_settings: ApiSettings) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 CLOSE_SECONDS = 5
 """For connections that send nothing, once the work is done."""
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
 LONGEST_HEAD_BYTES = 64 << 10
 
 
@@ -102,7 +104,7 @@ def check_binding(settings: ApiSettings, services: Services) -> None:
 
 
 def open_listener(settings: ApiSettings) -> socket.socket:
-    """A bound socket, so that the address is known before anything is loaded.
+    """A socket that listens, so that the address is known, and taken, before anything is loaded.
 
     Raises:
         UsageError: the address is taken or not this machine's.
@@ -113,6 +115,8 @@ def open_listener(settings: ApiSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        # From here on the address is this server's alone, and who asks before all is up waits instead of being refused.
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise UsageError(

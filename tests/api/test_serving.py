@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from dgate_core.api.contract import (
     RequestFacts,
     RequestRecord,
 )
+from dgate_core.api.server import open_listener
 from dgate_core.api.services import Parts
 from dgate_core.api.settings import ApiSettings
 from dgate_core.errors import UsageError
@@ -262,6 +264,14 @@ def test_without_keys_only_loopback_is_bound(settings: ApiSettings) -> None:
         run_server(replace(settings, host="0.0.0.0"), warm=False),
     ):
         pass
+
+
+def test_an_address_is_taken_before_anything_is_loaded(settings: ApiSettings) -> None:
+    with open_listener(settings) as listener:
+        address = listener.getsockname()
+        with pytest.raises(UsageError, match="cannot listen on"):
+            open_listener(replace(settings, port=address[1]))
+        socket.create_connection(address, 5).close()
 
 
 def test_answers_do_not_wait_for_acknowledgements(live: Live) -> None:

@@ -24,9 +24,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/dgate bench pipeline
 
-# The table of a GPU, most important case first; OUT and BUDGET (seconds) may be given.
+# The table of a GPU, most important case first; OUT, BUDGET (seconds) and ONLY (cases, by comma) may be given.
 bench-gpu: $(READY)
-	$(BIN)/dgate bench gpu-table --out $(or $(OUT),reports/benchmarks/gpu) --budget $(or $(BUDGET),540)
+	$(BIN)/dgate bench gpu-table --out $(or $(OUT),reports/benchmarks/gpu) --budget $(or $(BUDGET),540) --only "$(ONLY)"
 
 setup: $(READY)
 

@@ -125,7 +125,7 @@ def quantise_checkpoint(work: Optimization, options: Mapping[str, Any]) -> str:
 
     Args:
         work: What is to be made.
-        options: Of calibration and sensitivity by name, such as percentile and error_budget.
+        options: Of calibration, sensitivity and kernels by name, such as percentile, error_budget, linear_only.
 
     Returns:
         The artefact's folder; no gate has judged it yet.
@@ -133,14 +133,20 @@ def quantise_checkpoint(work: Optimization, options: Mapping[str, Any]) -> str:
     from dgate_core.models.families.contract import LoadOptions
     from dgate_core.quant.build import BuildOptions, build_artefact
     from dgate_core.quant.calibration import CalibrationOptions
+    from dgate_core.quant.kernels import KernelOptions
     from dgate_core.quant.sensitivity import SensitivityOptions
 
-    known = set(SensitivityOptions.__slots__)
+    known: dict[type, dict[str, Any]] = {
+        kind: {name: value for name, value in options.items() if name in kind.__slots__}
+        for kind in (SensitivityOptions, KernelOptions)
+    }
+    others = {name: value for name, value in options.items() if not any(name in found for found in known.values())}
     wanted = BuildOptions(
         work.quantization,  # type: ignore[arg-type] # as the profiles have it
         work.backend,
-        build_settings(CalibrationOptions, {name: value for name, value in options.items() if name not in known}),
-        build_settings(SensitivityOptions, {name: value for name, value in options.items() if name in known}),
+        build_settings(CalibrationOptions, others),
+        build_settings(SensitivityOptions, known[SensitivityOptions]),
+        build_settings(KernelOptions, known[KernelOptions]),
     )
     checkpoint = find_checkpoint(work.model)
     model = FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(work.device, work.precision))

@@ -46,10 +46,12 @@ class GenerationBenchOptions:
     """Of the schedule; None is the case's own number."""
     device: str = "auto"
     """`cpu`, `cuda` or `auto`."""
+    profiles_of: str | None = None
+    """Device whose profiles are meant: `cuda` rehearses them on a CPU; None is the device itself."""
     plain: bool = True
     """Whether plain diffusers runs too."""
     seconds: float | None = None
-    """After so long no further round begins; the first always runs."""
+    """A further round begins only if it will be done by then; the first always runs."""
 
 
 @dataclass(slots=True)
@@ -109,19 +111,19 @@ class Race:
     ) -> None:
         self.options, self.tell, self.keep = options, tell, keep
         self.case, self.device = find_case(options.case), pick_device(options.device)
-        self.variants = [parse_variant(each, self.device) for each in options.profiles]
+        self.variants = [parse_variant(each, options.profiles_of or self.device) for each in options.profiles]
         self.started = time.perf_counter()
         self.racers: list[Racer] = []
         self.not_run: dict[str, str] = {}
         self.limits: dict[str, Any] = {}
-        self.weights = ""
+        self.weights = self.family = ""
 
     def run(self) -> dict[str, Any]:
         """Limits, then every racer's first round as soon as it is ready, then the others interleaved."""
         self.limits = measure_limits(self.device)
         self.tell(f"limits: {self.limits['bf16_tflops']:.1f} TFLOP/s in bf16")
         subject = self._open_subject()
-        self.weights = subject.weights
+        self.weights, self.family = subject.weights, subject.checkpoint.family
         plain_model = subject.open_model()
         flops = self._count(subject, plain_model, 1)
         self.tell(f"{flops / 1e12:.2f} TFLOP a picture of {self.steps} steps")
@@ -153,7 +155,9 @@ class Race:
         return subject
 
     def _is_late(self) -> bool:
-        return self.options.seconds is not None and time.perf_counter() - self.started > self.options.seconds
+        """Whether a round like the last would take too long."""
+        spent, round_seconds = time.perf_counter() - self.started, sum(each.seconds[-1] for each in self.racers)
+        return self.options.seconds is not None and spent + round_seconds > self.options.seconds
 
     def _add(self, name: str, prepare: Callable[[], Racer]) -> None:
         """What cannot run is named with its reason, and the others go on."""
@@ -280,9 +284,10 @@ class Race:
 
     def _list_targets(self, timed: list[Racer]) -> dict[str, Any]:
         """The project's wishes beside what was measured; they are for full size on one H200."""
-        if self.options.size != "full" or self.options.steps is not None or self.device != "cuda":
+        is_meant = self.options.size == "full" and self.options.steps is None and self.device == "cuda"
+        if not is_meant or "H200" not in describe_machine(self.device)["machine"]["gpu"]:
             return {}
-        kinds = {variant.label: variant.kind for variant in self.variants}
+        kinds = {variant.label: variant.find_kind(self.family) for variant in self.variants}
         wanted = {racer.name: self.case.targets.get(kinds.get(racer.name, "")) for racer in timed}
         return {
             racer.name: {"wanted": target, "reached": racer.rate >= target}

@@ -11,15 +11,9 @@ from dgate_core.errors import UsageError
 from dgate_core.models.profiles import Profile, find_profile
 
 if TYPE_CHECKING:
-    import torch
-
-    from dgate_core.models.families.contract import BatchRequest
     from dgate_core.models.families.latent import LatentModel
 
 QUANTIZATIONS: Final = ("fp8", "int8", "nf4")
-TUNINGS: Final = ("blocks", "vae", "cudnn")
-"""`blocks` compiles the repeated blocks instead of what the backend would; `vae` compiles the decoder's blocks too;
-`cudnn` lets cuDNN compute attention where it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +24,21 @@ class Variant:
     """As it was asked for."""
     profile: Profile
     """Backends, quantisation and savers."""
-    branch: int = 0
-    """Depth of DeepCache's short steps."""
+    device: str
+    """Whose profile it is; where it is drawn may be another."""
     pattern: tuple[bool, ...] = ()
     """Steps that a first-block cache computes, over and over, in the place of its threshold."""
-    tuning: frozenset[str] = frozenset()
-    """Of TUNINGS: lossless levers that a backend may take for its own when they pay."""
-    linear_only: bool = False
-    """Whether convolutions keep their 16 bits."""
+    linear_only: bool | None = None
+    """Whether convolutions keep their 16 bits; None is what `dgate optimize` takes on this device."""
     batch: int | None = None
     """Pictures at once; None is the case's own number."""
 
-    @property
-    def kind(self) -> str:
-        """What it gives for speed: `lossless`, or the lossy levers, such as `fp8+deep-cache`."""
+    def find_kind(self, family: str) -> str:
+        """What it gives for speed: `lossless`, or the lossy levers that the family takes, such as `fp8+deep-cache`."""
         savers = self.profile.savers
         levers = [self.profile.quantization or ""]
-        levers += ["deep-cache"] if savers.deep_cache_interval > 1 else []
-        levers += ["first-block"] if savers.first_block_threshold else []
+        levers += ["deep-cache"] if savers.deep_cache_interval > 1 and family == "unet" else []
+        levers += ["first-block"] if savers.first_block_threshold and family == "dit" else []
         levers += ["guidance"] if savers.guidance_stop < 1 else []
         return "+".join(filter(None, levers)) or "lossless"
 
@@ -76,8 +67,8 @@ def parse_variant(text: str, device: str) -> Variant:
     """`PROFILE[+LEVER…][@BATCH]`.
 
     Args:
-        text: A profile or backend, then levers: fp8, int8, nf4 (`-linear`: no convolutions), deep-cache-N,
-            deep-cache-N-branch-B, first-block-T, first-block-N-of-M, guidance-S.
+        text: A profile or backend, then levers: fp8, int8, nf4 (`-linear`: no convolutions, `-all`: them too),
+            deep-cache-N, deep-cache-N-branch-B, first-block-T, first-block-N-of-M, guidance-S.
         device: `cpu`, `cuda` or `mps`.
 
     Raises:
@@ -87,7 +78,7 @@ def parse_variant(text: str, device: str) -> Variant:
     name, *levers = what.split("+")
     if batch and not (batch.isdigit() and int(batch) > 0):
         raise UsageError(f"batch {batch!r} of {text!r}", "a whole number above 0", "write, for instance, fast@16")
-    variant = Variant(text, find_profile(name, device), batch=int(batch) if batch else None)
+    variant = Variant(text, find_profile(name, device), device, batch=int(batch) if batch else None)
     for lever in levers:
         variant = _pull_lever(variant, lever)
     return variant
@@ -103,12 +94,11 @@ def _pull_lever(variant: Variant, text: str) -> Variant:
 
 def _quantize(variant: Variant, found: re.Match[str]) -> Variant:
     quantized = replace(variant, profile=replace(variant.profile, quantization=found["format"]))
-    return replace(quantized, linear_only=found["linear"] is not None)
+    return replace(quantized, linear_only={None: None, "-linear": True, "-all": False}[found["layers"]])
 
 
 def _set_deep_cache(variant: Variant, found: re.Match[str]) -> Variant:
-    saved = _save(variant, deep_cache_interval=int(found["interval"]))
-    return replace(saved, branch=int(found["branch"] or 0))
+    return _save(variant, deep_cache_interval=int(found["interval"]), deep_cache_branch=int(found["branch"] or 0))
 
 
 def _set_pattern(variant: Variant, found: re.Match[str]) -> Variant:
@@ -123,8 +113,7 @@ def _save(variant: Variant, **savers: Any) -> Variant:
 
 
 _LEVERS: Final[Mapping[str, Lever]] = {
-    "|".join(TUNINGS): lambda variant, found: replace(variant, tuning=variant.tuning | {found[0]}),
-    rf"(?P<format>{'|'.join(QUANTIZATIONS)})(?P<linear>-linear)?": _quantize,
+    rf"(?P<format>{'|'.join(QUANTIZATIONS)})(?P<layers>-linear|-all)?": _quantize,
     r"deep-cache-(?P<interval>\d+)(-branch-(?P<branch>\d+))?": _set_deep_cache,
     r"first-block-(?P<computed>\d+)-of-(?P<steps>\d+)": _set_pattern,
     r"first-block-(?P<threshold>0?\.\d+)": lambda variant, found: _save(
@@ -134,7 +123,6 @@ _LEVERS: Final[Mapping[str, Lever]] = {
 }
 _LEVER_NAMES: Final = (
     *QUANTIZATIONS,
-    *TUNINGS,
     "deep-cache-2",
     "first-block-0.08",
     "first-block-5-of-8",
@@ -147,19 +135,16 @@ def install_savers(model: LatentModel, variant: Variant) -> tuple[str, ...]:
     from dgate_core.models.savers.installing import apply_savers
 
     apply_savers(model, variant.profile.savers)
-    return deepen_savers(model, variant)
+    return set_pattern(model, variant)
 
 
-def deepen_savers(model: LatentModel, variant: Variant) -> tuple[str, ...]:
-    """What a profile cannot say: a deeper branch, a pattern."""
-    from dgate_core.models.savers.deep_cache import DeepCache
+def set_pattern(model: LatentModel, variant: Variant) -> tuple[str, ...]:
+    """What a profile cannot say: which steps a first-block cache computes. Names of the savers."""
     from dgate_core.models.savers.first_block_cache import FirstBlockCache
     from dgate_core.models.savers.installing import list_savers
 
     for saver in model.savers:
-        if isinstance(saver, DeepCache):
-            saver.branch = variant.branch
-        elif isinstance(saver, FirstBlockCache):
+        if isinstance(saver, FirstBlockCache):
             saver.pattern = variant.pattern
     return list_savers(model)
 
@@ -180,40 +165,16 @@ def prepare_variant(model: LatentModel, variant: Variant, prompts: Sequence[str]
 
     profile, notes = variant.profile, []
     if profile.quantization and prompts:
-        notes.append(quantize_ungated(model, profile.quantization, prompts, linear_only=variant.linear_only))
+        notes.append(quantize_ungated(model, variant, prompts))
         profile = replace(profile, quantization=None)
-    tune(model, variant)
-    if "blocks" in variant.tuning:
-        return Prepared("compiled, repeated blocks", install_savers(model, variant), notes)
     serve_model(model, profile)
-    return Prepared(model.serving.backend, deepen_savers(model, variant), [*notes, *model.serving.warnings])
+    return Prepared(model.serving.backend, set_pattern(model, variant), [*notes, *model.serving.warnings])
 
 
-def tune(model: LatentModel, variant: Variant) -> None:
-    """Pulls the lossless levers."""
-    from dgate_core.backends.compiled import compile_blocks
-
-    if "blocks" in variant.tuning:
-        compile_blocks(model.denoiser)
-    if "vae" in variant.tuning:
-        compile_blocks(model.vae.decoder)
-    if "cudnn" in variant.tuning:
-        model.denoise = attend_by_cudnn(model.denoise)  # type: ignore[method-assign, assignment]
-
-
-def attend_by_cudnn(denoise: Callable[[BatchRequest], torch.Tensor]) -> Callable[[BatchRequest], torch.Tensor]:
-    """The same loop with cuDNN first among the kernels of scaled_dot_product_attention."""
-    from dgate_core.backends.compiled import prefer_cudnn
-
-    def denoise_with_cudnn(request: BatchRequest) -> torch.Tensor:
-        with prefer_cudnn():
-            return denoise(request)
-
-    return denoise_with_cudnn
-
-
-def quantize_ungated(model: LatentModel, quantization: str, prompts: Sequence[str], *, linear_only: bool) -> str:
+def quantize_ungated(model: LatentModel, variant: Variant, prompts: Sequence[str]) -> str:
     """Calibrates a few steps and quantises in place: random weights have no quality that a gate could look at.
+
+    What is quantised, and how finely, is chosen as `dgate optimize` chooses it for the variant's device.
 
     Returns:
         What was done, for the record.
@@ -221,18 +182,23 @@ def quantize_ungated(model: LatentModel, quantization: str, prompts: Sequence[st
     Raises:
         ModelError: the device lacks the number format.
     """
+    from dgate_core.quant.build import plan_nf4
     from dgate_core.quant.calibration import CalibrationOptions, calibrate
-    from dgate_core.quant.plan import LayerRange, QuantPlan
-    from dgate_core.quant.quantise import quantise_model
+    from dgate_core.quant.kernels import KernelOptions, choose_kernels, narrow_calibration
+    from dgate_core.quant.quantise import make_plan, quantise_model
 
+    quantization: Any = variant.profile.quantization
+    if quantization == "nf4":
+        plan = plan_nf4(model)
+        quantise_model(model, plan)
+        return f"nf4 in {len(plan.layers)} layers, without a gate"
+    wanted = KernelOptions(variant.linear_only)
+    kernels = choose_kernels(quantization, variant.profile.backends[0], variant.device, wanted)
     options = CalibrationOptions(method="max", prompts=1, batch_size=1, num_inference_steps=2, replayed_steps=1)
-    seen = calibrate(model, prompts, options).layers
-    modules = dict(model.denoiser.named_modules())
-    layers = {
-        name: LayerRange(each.low, each.high, each.output_low, each.output_high)
-        for name, each in seen.items()
-        if not linear_only or hasattr(modules[name], "in_features")
-    }
-    plan = QuantPlan(quantization, layers, granularity="tensor" if quantization == "fp8" else "channel")  # type: ignore[arg-type]
-    quantise_model(model, plan)
-    return f"{quantization} in {len(layers)} layers, calibrated on 2 steps of one picture, without a gate"
+    seen = narrow_calibration(calibrate(model, prompts, options), model, kernels)
+    quantise_model(model, make_plan(seen, quantization, kernels.granularity))
+    what = "linear layers" if kernels.linear_only else "layers"
+    return (
+        f"{quantization} in {len(seen.layers)} {what}, one scale per {kernels.granularity} of the weight, "
+        "calibrated on 2 steps of one picture, without a gate"
+    )

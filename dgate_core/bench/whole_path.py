@@ -86,8 +86,8 @@ def measure_whole_path(
     }
     with lend_checkpoint(subject, model):
         lane = WarmLane(subject, model, batch, steps)
-        run_bare(subject, model, batch, 2 * batch, steps)
-        lane.run(2 * batch)
+        run_bare(subject, model, batch, batch, steps)
+        lane.run(batch)
         for number in range(options.rounds):
             found["rounds"]["bare loop"].append(run_bare(subject, model, batch, pictures, steps))
             found["rounds"]["lane"].append(lane.run(pictures))

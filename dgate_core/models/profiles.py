@@ -30,6 +30,8 @@ class StepSavers:
 
     deep_cache_interval: int = 1
     """UNets: the deep levels are computed every n-th step (DeepCache, Ma et al. 2023); 1 is off."""
+    deep_cache_branch: int = 0
+    """UNets: up layers that a short step computes besides the last one; more is slower and nearer to every step."""
     first_block_threshold: float = 0.0
     """Transformers: steps whose first block changes less than this share reuse the rest; 0 is off."""
     guidance_stop: float = 1.0
@@ -59,7 +61,8 @@ PROFILES: Final[Mapping[str, Profile]] = {
         "turbo",
         ("compiled",),
         quantization="fp8",
-        savers=StepSavers(deep_cache_interval=2, first_block_threshold=0.08),
+        # Branch 2 is the whole level of the finest resolution: 155 of SDXL's 281 TFLOP are left at 20 steps.
+        savers=StepSavers(deep_cache_interval=2, deep_cache_branch=2, first_block_threshold=0.08),
     ),
     "draft": Profile("draft", ("compiled", "eager"), most_steps=10),
 }

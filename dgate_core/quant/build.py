@@ -13,9 +13,11 @@ from dgate_core.errors import UsageError
 from dgate_core.models.families.latent import LatentModel
 from dgate_core.quant.artefact import ONNX_FILE, PLAN_FILE, Artefact, make_draft_folder, store_artefact
 from dgate_core.quant.calibration import CalibrationOptions, Report, calibrate, ignore_report
+from dgate_core.quant.kernels import KernelOptions, Kernels, choose_kernels, narrow_calibration
 from dgate_core.quant.layers import list_layers
 from dgate_core.quant.onnx_graph import STYLES, insert_quantizers
 from dgate_core.quant.plan import LayerRange, Quantization, QuantPlan, write_plan
+from dgate_core.quant.quantise import find_product
 from dgate_core.quant.sensitivity import LayerTrial, SensitivityOptions, plan_quantization
 
 MADE_BY: Final = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "bitsandbytes")
@@ -36,6 +38,8 @@ class BuildOptions:
     """How the ranges are found."""
     sensitivity: SensitivityOptions = field(default_factory=SensitivityOptions)
     """How much may show."""
+    kernels: KernelOptions = field(default_factory=KernelOptions)
+    """Which layers, and how finely."""
 
 
 def build_artefact(
@@ -50,16 +54,20 @@ def build_artefact(
         report: Takes progress lines.
 
     Raises:
-        UsageError: no prompts, or every layer would have to keep its bits.
+        UsageError: no prompts, no such kernel, or every layer would have to keep its bits.
         MissingExtraError: onnx is not installed.
         StorageError: the cache cannot be written.
     """
+    kernels = choose_kernels(options.quantization, options.backend, model.device.type, options.kernels)
+    if options.quantization != "nf4":
+        find_product(options.quantization, kernels.granularity)
     calibration = calibrate(model, prompts, options.calibration, report)
     trials: list[LayerTrial] = []
     if options.quantization == "nf4":
         plan = plan_nf4(model)
     else:
-        plan, trials = plan_quantization(model, calibration, options.quantization, options.sensitivity, report)
+        seen, finely = narrow_calibration(calibration, model, kernels), kernels.granularity
+        plan, trials = plan_quantization(model, seen, options.quantization, options.sensitivity, report, finely)
     report(f"{len(plan.layers)} layers in {plan.quantization}, {len(plan.kept)} kept as they are")
     if not plan.layers:
         raise UsageError(
@@ -76,7 +84,7 @@ def build_artefact(
             pipeline_class=checkpoint.pipeline_class,
             quantization=options.quantization,
             backend=options.backend,
-            method=describe_method(options, trials),
+            method=describe_method(options, kernels, trials),
             kept_layers=plan.kept,
             calibration_hash=calibration.prompts_hash,
             versions=list_versions(),
@@ -111,11 +119,12 @@ def plan_nf4(model: LatentModel) -> QuantPlan:
     return QuantPlan("nf4", dict.fromkeys(names, LayerRange(0.0, 0.0, 0.0, 0.0)))
 
 
-def describe_method(options: BuildOptions, trials: Sequence[LayerTrial]) -> Mapping[str, object]:
+def describe_method(options: BuildOptions, kernels: Kernels, trials: Sequence[LayerTrial]) -> Mapping[str, object]:
     """What artefact.json says of how it was made."""
     return {
         "calibration": asdict(options.calibration),
         "sensitivity": asdict(options.sensitivity),
+        "kernels": asdict(kernels),
         "layer_errors": {trial.name: trial.error for trial in trials[:SHOWN_TRIALS]},
         "smoothed_layers": [trial.name for trial in trials if trial.smoothing is not None],
     }

@@ -25,9 +25,10 @@ PRODUCTS: Final[Mapping[tuple[Quantization, Granularity], type[QuantisedProduct]
 """By quantization and granularity of the weights."""
 
 
-def make_plan(calibration: Calibration, quantization: Quantization) -> QuantPlan:
+def make_plan(calibration: Calibration, quantization: Quantization, granularity: Granularity = "channel") -> QuantPlan:
     """Every layer that was seen, none tried alone: for measuring speed, where `plan_quantization` would take long."""
-    return QuantPlan(quantization, {name: find_range(seen) for name, seen in calibration.layers.items()})
+    layers = {name: find_range(seen) for name, seen in calibration.layers.items()}
+    return QuantPlan(quantization, layers, granularity=granularity)
 
 
 @torch.inference_mode()

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where it will serve."
 )
 @click.option("--race-pictures", default=16, show_default=True, help="Per round of the speed table; 0 leaves it out.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Of calibration and sensitivity.")
+@click.option(
+    "--option", "options", multiple=True, metavar="KEY=VALUE", help="Of calibration, sensitivity and kernels."
+)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Setting of both runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else.")
 def command(model: str, options: tuple[str, ...], assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:

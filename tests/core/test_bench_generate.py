@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,21 @@ def test_operations_of_a_schedule_follow_from_short_ones(period: int) -> None:
 
 
 def test_variants_are_put_together_from_levers() -> None:
-    variant = parse_variant("fast+fp8-linear+deep-cache-3-branch-2+guidance-0.6+cudnn@32", "cuda")
+    variant = parse_variant("fast+fp8-linear+deep-cache-3-branch-2+guidance-0.6@32", "cuda")
     assert variant.profile.backends == ("compiled", "eager")
     assert (variant.profile.quantization, variant.linear_only, variant.batch) == ("fp8", True, 32)
-    assert (variant.profile.savers.deep_cache_interval, variant.branch, variant.period) == (3, 2, 3)
-    assert variant.kind == "fp8+deep-cache+guidance"
-    assert variant.tuning == {"cudnn"}
+    savers = variant.profile.savers
+    assert (savers.deep_cache_interval, savers.deep_cache_branch, variant.period) == (3, 2, 3)
+    assert variant.find_kind("unet") == "fp8+deep-cache+guidance"
+    assert variant.find_kind("dit") == "fp8+guidance"
+    assert parse_variant("fast+fp8", "cuda").linear_only is None
+    assert parse_variant("fast+fp8-all", "cuda").linear_only is False
     pattern = parse_variant("fast+first-block-5-of-8", "cuda").pattern
     assert pattern[0]
     assert (sum(pattern), len(pattern)) == (5, 8)
-    assert parse_variant("fast", "cuda").kind == "lossless"
+    assert parse_variant("fast", "cuda").find_kind("unet") == "lossless"
+    turbo = parse_variant("turbo", "cuda")
+    assert [turbo.find_kind(family) for family in ("unet", "dit")] == ["fp8+deep-cache", "fp8+first-block"]
 
 
 @pytest.mark.parametrize("text", ["fastest", "fast+fp4", "fast@many", "fast@0", "fast+deep-cache"])
@@ -150,6 +156,35 @@ def test_a_case_is_measured_and_kept_as_it_goes(tmp_path: Path) -> None:
     assert "not run" in told
 
 
+def test_a_gpu_s_profiles_are_rehearsed_on_a_cpu() -> None:
+    """The levers that the table names, as a GPU gets them, at toy size and without compiling."""
+    options = GenerationBenchOptions(
+        "sdxl-mlperf",
+        ("eager+fp8", "eager+fp8+deep-cache-2-branch-2"),
+        size="toy",
+        rounds=1,
+        steps=4,
+        device="cpu",
+        profiles_of="cuda",
+        plain=False,
+    )
+    found = measure_generation(options, ignore, ignore)
+    assert found["not_run"] == {}
+    notes = [each["notes"] for each in found["contestants"].values()]
+    assert all("linear layers, one scale per tensor of the weight" in each[0] for each in notes)
+    assert notes[1][1] == "backend eager, deep-cache-2-branch-2"
+    named = [name for job in TABLE if isinstance(job.options, GenerationBenchOptions) for name in job.options.profiles]
+    assert {parse_variant(name, "cuda").profile.backends[0] for name in named} == {"compiled", "eager"}
+
+
+def test_a_round_that_would_not_end_in_time_does_not_begin() -> None:
+    options = GenerationBenchOptions(
+        "flux-schnell", ("exact",), size="toy", rounds=5, steps=2, device="cpu", plain=False, seconds=0.0
+    )
+    found = measure_generation(options, ignore, ignore)
+    assert len(found["contestants"]["exact"]["seconds"]) == 1
+
+
 def test_the_whole_path_is_set_against_the_bare_loop() -> None:
     options = WholePathOptions("sdxl-mlperf", "exact", size="toy", batches=2, rounds=1, steps=2, device="cpu")
     found = measure_whole_path(options, ignore, ignore)
@@ -170,6 +205,11 @@ def test_the_table_says_what_was_measured_and_what_was_not(tmp_path: Path) -> No
     ]
     assert found["rows"][-1]["not_run"] == "cut off after 0 s"
     assert json.loads((tmp_path / "table.json").read_text()) == found
+    (tmp_path / "whole.json").write_text(json.dumps({"machine": {"gpu": "another"}, "options": {"size": "toy"}}))
+    again = run_table(replace(options, only=("cut",), budget=1.0), told.append, table)
+    assert {row["job"] for row in again["rows"]} == {"first", "cut"}, (
+        "an earlier run's figures stay, another GPU's do not"
+    )
     spent = run_table(TableOptions(str(tmp_path / "none"), budget=1.0, size="toy", device="cpu"), told.append)
     assert {row["job"] for row in spent["rows"]} == {job.name for job in TABLE}
     assert all(row["not_run"] == "the budget was spent" for row in spent["rows"])

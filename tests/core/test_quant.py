@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import nn
 
+from dgate_core.backends.opening import serve_model
 from dgate_core.errors import MissingExtraError, ModelError, UsageError
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.latent import LatentModel
+from dgate_core.models.profiles import Profile
 from dgate_core.models.spec import FAMILIES
-from dgate_core.quant.build import plan_nf4
+from dgate_core.quant.artefact import put_on_trial
+from dgate_core.quant.build import BuildOptions, build_artefact, plan_nf4
 from dgate_core.quant.calibration import Calibration, CalibrationOptions, calibrate
 from dgate_core.quant.fp8 import Fp8Product, Fp8TensorProduct
 from dgate_core.quant.int8 import Int8Product
+from dgate_core.quant.kernels import KernelOptions, Kernels, choose_kernels
 from dgate_core.quant.layers import list_layers
 from dgate_core.quant.plan import LayerRange, Quantization, QuantPlan, read_plan, write_plan
 from dgate_core.quant.product import QuantisedLinear, QuantisedProduct, quantise_layer
@@ -182,6 +186,65 @@ def test_a_plan_within_the_budget_survives_its_file(
     assert 0 < error < 0.15
 
 
+@pytest.mark.parametrize(
+    ("quantization", "backend", "device", "expected"),
+    [
+        ("fp8", "compiled", "cuda", Kernels(linear_only=True, granularity="tensor")),
+        ("fp8", "tensorrt", "cuda", Kernels()),
+        ("fp8", "compiled", "cpu", Kernels()),
+        ("int8", "onnx_runtime", "cpu", Kernels()),
+    ],
+)
+def test_kernels_are_the_fastest_unless_the_user_says(
+    quantization: Quantization, backend: str, device: str, expected: Kernels
+) -> None:
+    assert choose_kernels(quantization, backend, device) == expected
+    said = choose_kernels(quantization, backend, device, KernelOptions(linear_only=False, granularity="channel"))
+    assert said == Kernels(linear_only=False, granularity="channel")
+
+
+def test_an_artefact_of_linear_layers_by_one_scale(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `dgate optimize` makes on CUDA, built, stored and served here."""
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path))
+    model, kernels = load(folder), KernelOptions(linear_only=True, granularity="tensor")
+    options = BuildOptions("fp8", "eager", OPTIONS, SensitivityOptions(error_budget=1.0), kernels)
+    artefact = build_artefact(model, PROMPTS, options)
+    assert artefact.method["kernels"] == {"linear_only": True, "granularity": "tensor"}
+    plan, layers = read_plan(artefact.find_file("plan.safetensors")), list_layers(model)
+    assert set(plan.layers) == {name for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    with put_on_trial(artefact):
+        served = load(folder)
+        serve_model(served, Profile("mine", ("eager",), quantization="fp8"))
+    block = served.denoiser.mid_block
+    assert isinstance(block.attentions[0].transformer_blocks[0].attn1.to_q.product, Fp8TensorProduct)
+    assert type(block.resnets[0].conv1) is nn.Conv2d
+    with pytest.raises(UsageError, match="int8 with one weight scale per tensor"):
+        build_artefact(load(folder), PROMPTS, replace(options, quantization="int8"))
+
+
+def test_neighbours_are_tried_together_and_taken_apart_when_they_show(
+    model: LatentModel, calibration: Calibration
+) -> None:
+    def plan(budget: float, together: int) -> tuple[QuantPlan, list[LayerTrial], int]:
+        lines: list[str] = []
+        options = SensitivityOptions(budget, together=together)
+        found, trials = plan_quantization(model, calibration, "int8", options, lines.append)
+        return found, trials, int(lines[-1].split(" in ")[1].split()[0])
+
+    alone, together = plan(1.0, 1), plan(1.0, 8)
+    layers = len(calibration.layers)
+    assert (alone[2], together[2]) == (layers, -(-layers // 8)), "a wide budget takes no group apart"
+    assert dict(alone[0].layers) == dict(together[0].layers)
+    assert 0.3 < sum(each.error**2 for each in alone[1]) / sum(each.error**2 for each in together[1]) < 3
+    tight = plan(1e-6, 8)
+    assert tight[2] > layers, "every group and every layer of it"
+    assert tight[1][0].name == plan(1e-6, 1)[1][0].name
+    with pytest.raises(UsageError, match="together=0"):
+        SensitivityOptions(together=0)
+
+
 def test_the_worst_layers_keep_their_bits() -> None:
     trials = [
         LayerTrial(name, error, LayerRange(0, 1, 0, 1), None) for name, error in (("a", 0.3), ("b", 0.04), ("c", 0.03))
@@ -213,7 +276,7 @@ def test_a_plan_of_another_model_is_refused(model: LatentModel, calibration: Cal
 
 def test_a_plan_without_trials_takes_every_layer_that_was_seen(model: LatentModel, calibration: Calibration) -> None:
     wanted = [replay_call(model, call) for call in calibration.calls]
-    plan = replace(make_plan(calibration, "fp8"), granularity="tensor")
+    plan = make_plan(calibration, "fp8", "tensor")
     assert set(plan.layers) == set(calibration.layers)
     quantise_model(model, plan)
     assert isinstance(model.denoiser.mid_block.resnets[0].conv1.product, Fp8TensorProduct)

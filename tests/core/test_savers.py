@@ -19,7 +19,7 @@ from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.dit import DiTFamily
 from dgate_core.models.families.unet import UNetFamily
-from dgate_core.models.profiles import StepSavers
+from dgate_core.models.profiles import StepSavers, find_profile
 from dgate_core.models.savers.deep_cache import DeepCache
 from dgate_core.models.savers.first_block_cache import FirstBlockCache
 from dgate_core.models.savers.installing import apply_savers
@@ -126,6 +126,25 @@ def test_a_deeper_branch_is_nearer_to_the_plain_forward(tmp_path: Path) -> None:
         outputs = [other(**make_inputs(unet, 2, step)).sample for step in range(2)]
         errors.append(float((outputs[1] - plain[1]).abs().mean()))
     assert errors[0] > errors[1] > errors[-1] > 0
+
+
+def test_a_profile_says_how_deep_a_short_step_goes(tmp_path: Path) -> None:
+    folder = make_sdxl(tmp_path)
+    savers = StepSavers(deep_cache_interval=2, deep_cache_branch=1)
+    model = load_unet(folder)
+    assert apply_savers(model, savers) == ("deep-cache-2-branch-1",)
+    by_hand = load_unet(folder)
+    cache = DeepCache(by_hand.unet, 2, 1)
+    cache.install()
+    by_hand.savers = (cache,)
+    assert torch.equal(make_pictures(model, folder, 5.0), make_pictures(by_hand, folder, 5.0))
+    with pytest.raises(ModelError, match="branch 9 is too deep for a UNet of 4 up layers"):
+        apply_savers(load_unet(folder), StepSavers(deep_cache_interval=2, deep_cache_branch=9))
+
+
+def test_turbo_on_cuda_saves_what_its_published_figures_save(tmp_path: Path) -> None:
+    model = load_unet(make_sdxl(tmp_path))
+    assert apply_savers(model, find_profile("turbo", "cuda").savers) == ("deep-cache-2-branch-2",)
 
 
 def test_deep_cache_refuses_what_it_does_not_know() -> None:
@@ -303,7 +322,12 @@ def test_guidance_that_never_stops_early_is_plain_and_none_is_no_guidance(tmp_pa
 
 @pytest.mark.parametrize(
     "savers",
-    [StepSavers(deep_cache_interval=0), StepSavers(first_block_threshold=1.5), StepSavers(guidance_stop=0.0)],
+    [
+        StepSavers(deep_cache_interval=0),
+        StepSavers(deep_cache_branch=-1),
+        StepSavers(first_block_threshold=1.5),
+        StepSavers(guidance_stop=0.0),
+    ],
 )
 def test_values_out_of_range_are_refused(savers: StepSavers, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):

@@ -41,7 +41,7 @@ class DeepCache:
         branch: Depth of a short step; 0 is the shallowest.
 
     Raises:
-        ModelError: the UNet has blocks of other kinds.
+        ModelError: the UNet has blocks of other kinds, or no layer so deep.
     """
 
     def __init__(self, unet: Any, interval: int, branch: int = 0) -> None:
@@ -49,6 +49,12 @@ class DeepCache:
         self.unet, self.interval, self.branch = unet, interval, branch
         self._downs = list(_list_down_layers(unet))
         self._ups = list(_list_up_layers(unet))[::-1]
+        if branch >= len(self._ups):
+            raise ModelError(
+                f"DeepCache's branch {branch} is too deep for a UNet of {len(self._ups)} up layers",
+                f"0 to {len(self._ups) - 1}",
+                "choose a profile without DeepCache",
+            )
         self._kept: torch.Tensor | None = None
         self._step = 0
 

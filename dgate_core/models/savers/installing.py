@@ -48,6 +48,8 @@ def check_savers(savers: StepSavers) -> None:
     """Raises ConfigError for a value out of range."""
     if savers.deep_cache_interval < 1:
         raise ConfigError(f"deep_cache_interval={savers.deep_cache_interval}", "1 (off) or more steps")
+    if savers.deep_cache_branch < 0:
+        raise ConfigError(f"deep_cache_branch={savers.deep_cache_branch}", "0 (the shallowest) or more")
     if not 0 <= savers.first_block_threshold < 1:
         raise ConfigError(f"first_block_threshold={savers.first_block_threshold}", "0 (off) to 1")
     if not 0 < savers.guidance_stop <= 1:
@@ -60,7 +62,7 @@ def _open_savers(model: LatentModel, savers: StepSavers, strict: bool) -> list[S
             return []
         from dgate_core.models.savers.deep_cache import DeepCache
 
-        return [DeepCache(model.denoiser, savers.deep_cache_interval)]
+        return [DeepCache(model.denoiser, savers.deep_cache_interval, savers.deep_cache_branch)]
     if savers.first_block_threshold == 0:
         return []
     from dgate_core.models.savers.first_block_cache import FirstBlockCache

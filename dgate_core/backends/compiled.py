@@ -1,14 +1,13 @@
 """torch.compile by regions: the blocks that a denoiser repeats, whose kernels are kept on disk.
 
-On CUDA every block is compiled for the sizes it meets and nothing else, and cuDNN comes first among the kernels of
-attention. Each size of batch costs a compilation there: batches are padded to powers of two.
+On CUDA every block is compiled for the sizes it meets and nothing else, the decoder's too, and cuDNN comes first among
+the kernels of attention. Each size of batch costs a compilation there: batches are padded to powers of two.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar, Final
 
@@ -18,8 +17,10 @@ from torch._inductor.exc import InductorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
+from dgate_core.backends.decoder import compile_decoder
 from dgate_core.backends.eager import EagerDenoiser, quantise_in_place
 from dgate_core.backends.inputs import record_call
+from dgate_core.backends.regions import compile_blocks, compile_regions, release_regions
 from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import Samples
@@ -27,17 +28,12 @@ from dgate_core.models.families.latent import LatentModel
 from dgate_core.models.hashing import find_cache_folder
 
 CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
-_UNET_LAYERS: Final = frozenset({"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"})
-_REPEATED: Final = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
-"""Of UNets and decoders, on CUDA: small enough that equal ones share kernels and a compilation takes seconds."""
 _ATTENTION_ORDER: Final = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
-_VARIANTS: Final = 64
-"""Compilations of one block: a UNet's levels differ in their channels, and torch gives up after eight."""
 
 
 class CompiledBackend:
@@ -59,9 +55,6 @@ class CompiledBackend:
         if request.device != "cuda":
             compile_regions(model.denoiser)
             return CompiledDenoiser(model, artefact)
-        if hasattr(model.denoiser, "down_blocks"):
-            model.denoiser.to(memory_format=torch.channels_last)
-        compile_blocks(model.denoiser)
         return CompiledOnCuda(model, artefact)
 
 
@@ -89,9 +82,17 @@ class CompiledDenoiser(EagerDenoiser):
 
 
 class CompiledOnCuda(CompiledDenoiser):
-    """Blocks with kernels of their own for each size."""
+    """Blocks with kernels of their own for each size, in the decoder too."""
 
     pads_batches: ClassVar[bool] = True
+
+    def __init__(self, model: LatentModel, artefact: str | None) -> None:
+        super().__init__(model, artefact)
+        if hasattr(model.denoiser, "down_blocks"):
+            model.denoiser.to(memory_format=torch.channels_last)
+        model.vae.to(memory_format=torch.channels_last)
+        compile_blocks(model.denoiser)
+        self.decoder = compile_decoder(model)
 
     def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """See `DenoiserCall`."""
@@ -102,41 +103,6 @@ class CompiledOnCuda(CompiledDenoiser):
 def prefer_cudnn() -> Any:
     """A context in which scaled_dot_product_attention takes cuDNN's kernel where it has one."""
     return sdpa_kernel(list(_ATTENTION_ORDER), set_priority=True) if torch.cuda.is_available() else nullcontext()
-
-
-def compile_blocks(module: Any) -> None:
-    """Compiles every repeated block for itself: equal ones share their kernels, so that it takes seconds."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    names = _REPEATED | set(getattr(module, "_repeated_blocks", None) or ())
-    for block in module.modules():
-        if type(block).__name__ in names:
-            # One code serves all levels of a UNet: torch would make the second size it meets a variable, and slower.
-            block.compile(dynamic=False)
-
-
-def compile_regions(denoiser: Any) -> None:
-    """Marks the regions; nothing is compiled before its first call."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    for region in list_regions(denoiser):
-        region.compile()
-
-
-def release_regions(denoiser: Any) -> None:
-    """The inverse of `compile_regions`."""
-    for region in list_regions(denoiser):
-        region._compiled_call_impl = None
-
-
-def list_regions(denoiser: Any) -> Iterator[torch.nn.Module]:
-    """Blocks that the class names as repeated; of a UNet its levels, which fuse better than the attention alone, and
-    the layers inside, which step savers call by themselves."""
-    if hasattr(denoiser, "down_blocks"):
-        levels = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
-        yield from (level for level in levels if level is not None)
-        names = _UNET_LAYERS
-    else:
-        names = frozenset(getattr(denoiser, "_repeated_blocks", None) or denoiser._no_split_modules or ())
-    yield from (module for module in denoiser.modules() if type(module).__name__ in names)
 
 
 def keep_kernels() -> None:

@@ -46,8 +46,27 @@ class BackendRequest:
         return self.savers.deep_cache_interval == 1 and self.savers.first_block_threshold == 0
 
 
+class PreparedDecoder(Protocol):
+    """A decoder that a backend computes too; the model calls it as before."""
+
+    def warm_up(self, key: BatchKey, pictures: int) -> None:
+        """Compiles what a batch of so many pictures needs.
+
+        Raises:
+            BackendUnfitError: it cannot be; the decoder is as it was.
+        """
+        ...
+
+    def release(self) -> None:
+        """The decoder is as it was."""
+        ...
+
+
 class PreparedDenoiser(DenoiserCall, Protocol):
     """A denoiser in a backend's hands."""
+
+    decoder: PreparedDecoder | None
+    """The decoder, where the backend has its own way with it."""
 
     artefact: str | None
     """Name of the quantised artefact that computes."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dgate_core.backends.contract import BackendRequest, PreparedDenoiser
+from dgate_core.backends.contract import BackendRequest, PreparedDecoder, PreparedDenoiser
 from dgate_core.backends.quantised import find_wanted_artefact
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import Samples
@@ -30,6 +30,7 @@ class EagerDenoiser:
 
     def __init__(self, model: LatentModel, artefact: str | None) -> None:
         self.model, self.artefact = model, artefact
+        self.decoder: PreparedDecoder | None = None
 
     def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """See `DenoiserCall`."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
+from dgate_core.backends.contract import BackendRequest, PreparedDecoder, PreparedDenoiser, ShapeBucket
 from dgate_core.backends.inputs import PREDICTION, Inputs, flatten_inputs, record_call
 from dgate_core.backends.onnx_export import check_exporter, find_export
 from dgate_core.backends.quantised import find_wanted_artefact
@@ -65,6 +65,7 @@ class OnnxDenoiser:
     def __init__(self, model: LatentModel, request: BackendRequest, artefact: Artefact | None) -> None:
         self.model, self.request, self._quantised = model, request, artefact
         self.artefact = artefact.name if artefact else None
+        self.decoder: PreparedDecoder | None = None
         self._sessions: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:

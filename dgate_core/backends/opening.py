@@ -97,7 +97,27 @@ class ServedDenoiser:
                 if not self._waiting:
                     self._unfit[size] = error
                     raise
+                if self._prepared.decoder is not None:
+                    self._prepared.decoder.release()
                 self._prepared = self._prepare_next(self.serving.backend, error)
+
+    def warm_up_decoder(self, key: BatchKey, pictures: int) -> None:
+        """See `Server`; a decoder that cannot be compiled is eager, and the rows say why."""
+        if self.serving.decoder == "eager" or self._prepared.decoder is None:
+            return
+        try:
+            self._prepared.decoder.warm_up(key, pictures)
+        except BackendUnfitError as error:
+            self.release_decoder(error.got)
+
+    def release_decoder(self, why: str) -> None:
+        """See `Server`."""
+        if self.serving.decoder == "eager" or self._prepared.decoder is None:
+            return
+        self._prepared.decoder.release()
+        warnings = (*self.serving.warnings, f"decoder: eager, because {why}")
+        logger.warning("%s: %s", self.model.checkpoint.spec.name, warnings[-1])
+        self.serving = replace(self.serving, decoder="eager", warnings=warnings)
 
     def _prepare_next(self, failed: str = "", why: DgateError | None = None) -> PreparedDenoiser:
         """Takes the next backend that can be prepared."""
@@ -125,4 +145,5 @@ class ServedDenoiser:
             artefact=prepared.artefact,
             warnings=warnings,
             pads_batches=prepared.pads_batches,
+            decoder=name if prepared.decoder is not None else "eager",
         )

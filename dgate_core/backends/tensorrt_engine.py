@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
+from dgate_core.backends.contract import BackendRequest, PreparedDecoder, PreparedDenoiser, ShapeBucket
 from dgate_core.backends.engine_cache import EngineKey, count_weights, name_gpu, open_engine_cache, read_driver_version
 from dgate_core.backends.inputs import PREDICTION, SAMPLES, Inputs, flatten_inputs, record_call
 from dgate_core.backends.onnx_export import check_exporter, find_export
@@ -71,6 +71,7 @@ class TensorRTDenoiser:
     def __init__(self, model: LatentModel, artefact: Artefact | None) -> None:
         self.model, self._quantised = model, artefact
         self.artefact = artefact.name if artefact else None
+        self.decoder: PreparedDecoder | None = None
         self._engines: dict[tuple[int, ...], Engine] = {}
 
     def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:

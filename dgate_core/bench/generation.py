@@ -222,9 +222,12 @@ class Race:
             assert bool(pictures.finite.all()) or subject.weights == RANDOM, f"{variant.label}: pictures are not finite"
             return pictures.stages.read_seconds()
 
+        model.warm_up(request.key, batch)
         draw(warm)
         racer = Racer(variant.label, batch, lambda: draw(request), flops, notes=prepared.notes)
-        racer.notes.append(", ".join([f"backend {prepared.backend}", *prepared.savers]))
+        decoder = [] if model.serving.decoder == "eager" else ["decoder compiled"]
+        racer.notes.append(", ".join([f"backend {model.serving.backend}", *prepared.savers, *decoder]))
+        racer.notes += [told for told in model.serving.warnings if told not in prepared.notes]
         return racer
 
     def _count_variant(self, subject: Subject, variant: Variant) -> float:

@@ -88,7 +88,7 @@ def test_compiled_pictures_are_those_of_eager(name: str) -> None:
     wanted = draw(load(name), 7, 4)
     model = serve_model(load(name), find_profile("compiled", "cuda"))
     found = draw(model, 7, 4)
-    assert model.serving.label == "compiled-cuda-float32"
+    assert model.serving.label == "compiled-cuda-float32-decoder"
     assert distance(found, wanted) <= 2
     assert model.serving.pads_batches, "the last three rows went as four"
 
@@ -123,4 +123,4 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert record["state"] == "completed"
     rows = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["backend"] for row in rows} == {"compiled-cuda-bfloat16"}
+    assert {row["backend"] for row in rows} == {"compiled-cuda-bfloat16-decoder"}

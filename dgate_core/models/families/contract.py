@@ -75,11 +75,14 @@ class Serving:
     """Why it is not the backend that was preferred; also in every row."""
     pads_batches: bool = False
     """Whether a batch is padded to the next power of two."""
+    decoder: str = "eager"
+    """Who computes the decoder: `eager`, or the backend."""
 
     @property
     def label(self) -> str:
-        """The rows' `backend`, such as `compiled-cuda-bfloat16`."""
-        return "-".join([self.backend, self.device, self.quantization or self.precision, *self.savers])
+        """The rows' `backend`, such as `compiled-cuda-bfloat16-decoder`; without the last word the decoder is eager."""
+        decoder = [] if self.decoder == "eager" else ["decoder"]
+        return "-".join([self.backend, self.device, self.quantization or self.precision, *self.savers, *decoder])
 
 
 class Server(DenoiserCall, Protocol):
@@ -92,6 +95,14 @@ class Server(DenoiserCall, Protocol):
 
     def warm_up(self, key: BatchKey, samples: int) -> None:
         """Prepares for batches of so many samples of this key's size."""
+        ...
+
+    def warm_up_decoder(self, key: BatchKey, pictures: int) -> None:
+        """Prepares the decoder for so many pictures of this key's size."""
+        ...
+
+    def release_decoder(self, why: str) -> None:
+        """From here on the decoder is eager, and the rows say why."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import BatchRequest, LoadOptions, PromptEmbedding
 from dgate_core.models.families.dialects import DIALECTS
 from dgate_core.models.families.latent import LatentModel
@@ -54,6 +55,10 @@ class DiTModel(LatentModel):
     def reads_negatives(self, guidance_scale: float) -> bool:
         """See `LoadedModel`."""
         return self.dialect.is_guided(guidance_scale)
+
+    def draw_decodable(self, key: BatchKey, pictures: int) -> torch.Tensor:
+        """See `LatentModel`."""
+        return self.dialect.unpack(self.dialect.pack(super().draw_decodable(key, pictures)), key)
 
     def denoise(self, request: BatchRequest) -> torch.Tensor:
         """See `LatentModel`; with guidance both predictions come from one forward pass."""

@@ -82,6 +82,7 @@ class LatentModel(ABC):
         self._server.warm_up(key, 2 * rows if is_guided else rows)
         if is_guided and self.guidance_stop < 1:
             self._server.warm_up(key, rows)
+        self._server.warm_up_decoder(key, rows)
 
     def call_module(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """The denoiser as diffusers has it; a backend puts its own `DenoiserCall` into `call_denoiser` instead."""
@@ -139,6 +140,8 @@ class LatentModel(ABC):
             offload_by_part(self.pipeline, self.device)
         elif not before.vae_tiling:
             self.memory = replace(before, vae_slicing=True, vae_tiling=True)
+            if self._server is not None:
+                self._server.release_decoder("it works in tiles, for memory")
             set_decoding(self.vae, self.memory)
         return next((step for step in self.memory.steps if step not in before.steps), None)
 
@@ -165,6 +168,10 @@ class LatentModel(ABC):
         shape = (len(generators), self.latent_channels, key.height // scale, key.width // scale)
         noise: torch.Tensor = randn_tensor(shape, generator=generators, device=self.device, dtype=torch.float32)
         return noise
+
+    def draw_decodable(self, key: BatchKey, pictures: int) -> torch.Tensor:
+        """Noise as `decode` takes latents, for trying the decoder."""
+        return self.draw_noise(key, [torch.Generator("cpu").manual_seed(number) for number in range(pictures)])
 
     @property
     def latent_channels(self) -> int:

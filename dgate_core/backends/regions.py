@@ -1,0 +1,63 @@
+"""Which parts of a module torch.compile takes one by one: equal ones share their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+
+_UNET_LAYERS: Final = frozenset({"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"})
+_REPEATED: Final = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
+"""Of UNets and decoders, on CUDA: small enough that equal ones share kernels and a compilation takes seconds."""
+_VARIANTS: Final = 64
+"""Compilations of one block: a UNet's levels differ in their channels, and torch gives up after eight."""
+
+
+def compile_blocks(module: Any) -> None:
+    """Compiles every repeated block for itself: equal ones share their kernels, so that it takes seconds."""
+    _allow_variants()
+    for block in list_blocks(module):
+        # One code serves all levels of a UNet: torch would make the second size it meets a variable, and slower.
+        block.compile(dynamic=False)
+
+
+def release_blocks(module: Any) -> None:
+    """The inverse of `compile_blocks`."""
+    for block in list_blocks(module):
+        block._compiled_call_impl = None
+
+
+def list_blocks(module: Any) -> list[torch.nn.Module]:
+    """The repeated blocks of a denoiser or a decoder."""
+    names = _REPEATED | set(getattr(module, "_repeated_blocks", None) or ())
+    return [block for block in module.modules() if type(block).__name__ in names]
+
+
+def compile_regions(denoiser: Any) -> None:
+    """Marks the regions; nothing is compiled before its first call."""
+    _allow_variants()
+    for region in list_regions(denoiser):
+        region.compile()
+
+
+def release_regions(denoiser: Any) -> None:
+    """The inverse of `compile_regions`."""
+    for region in list_regions(denoiser):
+        region._compiled_call_impl = None
+
+
+def list_regions(denoiser: Any) -> Iterator[torch.nn.Module]:
+    """Blocks that the class names as repeated; of a UNet its levels, which fuse better than the attention alone, and
+    the layers inside, which step savers call by themselves."""
+    if hasattr(denoiser, "down_blocks"):
+        levels = [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
+        yield from (level for level in levels if level is not None)
+        names = _UNET_LAYERS
+    else:
+        names = frozenset(getattr(denoiser, "_repeated_blocks", None) or denoiser._no_split_modules or ())
+    yield from (module for module in denoiser.modules() if type(module).__name__ in names)
+
+
+def _allow_variants() -> None:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)

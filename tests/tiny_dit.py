@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
@@ -24,10 +28,15 @@ from diffusers import (
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -40,6 +49,12 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+_CHAT_OF_PARTS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'][0]['text'] }}<|im_end|>\n"
+    "{% endfor %}"
 )
 
 
@@ -189,6 +204,81 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
         transformer=transformer,
     )
     return _save(pipeline, folder)
+
+
+def make_flux2(folder: Path, seed: int = 0) -> Path:
+    """A Flux.2 pipeline folder, as `dev`: Mistral reads the text, guidance is an input."""
+    torch.manual_seed(seed)
+    words = make_qwen_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
+    processor = PixtralProcessor(PixtralImageProcessor(), words, chat_template=_CHAT_OF_PARTS)
+    text = {"model_type": "mistral", "hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 30}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": len(words)}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = Mistral3Config(
+        text_config=text, vision_config={**vision, "num_attention_heads": 2}, image_token_index=len(words) - 3
+    )
+    pipeline = Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_make_flux2_vae(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=processor,
+        transformer=_make_flux2_transformer(guided=True),
+    )
+    return _save(pipeline, folder)
+
+
+def make_flux2_klein(folder: Path, seed: int = 0, distilled: bool = False) -> Path:
+    """A Flux.2 pipeline folder, as `klein`: Qwen3 reads the text, guidance by a negative prompt unless distilled."""
+    torch.manual_seed(seed)
+    tokenizer = make_qwen_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=27,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    pipeline = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=_make_flux2_vae(),
+        text_encoder=Qwen3ForCausalLM(config),
+        tokenizer=tokenizer,
+        transformer=_make_flux2_transformer(guided=False),
+        is_distilled=distilled,
+    )
+    return _save(pipeline, folder)
+
+
+def _make_flux2_transformer(guided: bool) -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guided,
+    )
+
+
+def _make_flux2_vae() -> AutoencoderKLFlux2:
+    """With a batch norm that has seen something."""
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+    vae.bn.running_mean.copy_(torch.randn(16))
+    vae.bn.running_var.copy_(torch.rand(16) + 0.5)
+    return vae
 
 
 def make_z_image(folder: Path, seed: int = 0) -> Path:

@@ -79,6 +79,8 @@ PIPELINES: Mapping[str, PipelineSpec] = {
     ),
     "StableDiffusion3Pipeline": PipelineSpec("dit", 7.0, 28),
     "FluxPipeline": PipelineSpec("dit", 3.5, 28, sample_size=128),
+    "Flux2Pipeline": PipelineSpec("dit", 4.0, sample_size=128),
+    "Flux2KleinPipeline": PipelineSpec("dit", 4.0, sample_size=128),
     "PixArtSigmaPipeline": PipelineSpec("dit", 4.5, 20, schedulers=_DIFFUSION_SCHEDULERS),
     "QwenImagePipeline": PipelineSpec("dit", 4.0, sample_size=128),
     "ZImagePipeline": PipelineSpec("dit", 5.0, sample_size=128),

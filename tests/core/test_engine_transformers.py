@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,11 @@ from dgate_core.engine.generate import GenerateOptions, Generator
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
+from dgate_core.models.families.dialects import Flux2
 from dgate_core.models.families.dit import DiTFamily, DiTModel
 from dgate_core.models.limits import find_limits
 from dgate_core.runs.spec import RunSpec
-from tests.tiny_dit import make_flux, make_pixart, make_qwen_image, make_sd3, make_z_image
+from tests.tiny_dit import make_flux, make_flux2, make_flux2_klein, make_pixart, make_qwen_image, make_sd3, make_z_image
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ KINDS = {
         make_pixart, 4.5, scheduler="euler_a", extra={"use_resolution_binning": False, "clean_caption": False}
     ),
     "qwen": Kind(make_qwen_image, 4.0, "true_cfg_scale"),
+    "flux2": Kind(make_flux2, 4.0, negative=None),
+    "flux2, klein": Kind(make_flux2_klein, 4.0, negative=""),
+    "flux2, klein distilled": Kind(lambda folder: make_flux2_klein(folder, distilled=True), 1.0, negative=None),
     "z-image": Kind(make_z_image, 2.0),
     "z-image, unguided": Kind(make_z_image, 0.0),
 }
@@ -77,11 +82,11 @@ def make_with_diffusers(folder: str, kind: Kind, rows: list[dict[str, Any]], key
         config = pipeline.scheduler.config
         pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(config)
     settings = kind.extra | {kind.argument: kind.guidance, "num_inference_steps": key.num_inference_steps}
-    if kind.negative is not None:
+    if kind.negative is not None and "negative_prompt" in inspect.signature(pipeline.__call__).parameters:
         settings["negative_prompt"] = kind.negative
     pictures = [
         pipeline(
-            row["prompt"],
+            prompt=row["prompt"],
             generator=torch.Generator("cpu").manual_seed(row["seed"]),
             height=key.height,
             width=key.width,
@@ -104,7 +109,7 @@ def test_pictures_are_those_of_diffusers(tmp_path: Path, name: str) -> None:
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("make", [make_sd3, make_flux, make_pixart, make_qwen_image])
+@pytest.mark.parametrize("make", [make_sd3, make_flux, make_flux2_klein, make_pixart, make_qwen_image])
 def test_strict_gives_the_same_bytes_in_any_batch(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     folder = str(make(tmp_path))
     key, rows = BatchKey(folder, 32, 32, 2, "default", 3.0), make_rows(6, "fog")
@@ -120,6 +125,19 @@ def test_a_prompt_that_only_t5_reads_is_not_cut(tmp_path: Path) -> None:
     short, long = model.encode_prompts(["boat " * 30, "boat " * 90], one_by_one=False)
     assert short.warnings == (), "CLIP cuts at 77 tokens, T5 reads on to 256"
     assert long.warnings[0].startswith("prompt_truncated: ")
+
+
+@pytest.mark.parametrize("make", [make_flux2, make_flux2_klein])
+def test_what_a_chat_leaves_no_room_for_is_cut_with_a_warning(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Every letter is a token of the toy tokenizers; the system's message of Flux.2 dev takes many of them."""
+    model = load(str(make(tmp_path)))
+    dialect, tokenizer = model.dialect, model.pipeline.tokenizer
+    assert isinstance(dialect, Flux2)
+    count = getattr(tokenizer, "tokenizer", tokenizer)
+    room = dialect.limit - len(count(dialect.write_chat("")).input_ids)
+    fits, cut = model.encode_prompts(["b" * room, "b" * (room + 1)], one_by_one=False)
+    assert fits.warnings == ()
+    assert cut.warnings == ("prompt_truncated: 513 tokens, the text encoder reads 512",)
 
 
 def test_flow_matching_has_its_own_schedulers(tmp_path: Path) -> None:

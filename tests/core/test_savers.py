@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
 from diffusers.hooks import FirstBlockCacheConfig
 
 from dgate_core.engine.generate import GenerateOptions, Generator
@@ -270,6 +270,38 @@ def test_first_block_cache_knows_blocks_that_give_the_picture_alone() -> None:
     for row in range(2):
         for together, alone in zip(both, run(slice(row, row + 1)), strict=True):
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@torch.inference_mode()
+def test_first_block_cache_knows_later_blocks_that_take_text_and_picture_in_one(together: bool) -> None:
+    """Flux.2: against a cache of one picture at a time, and computing everything against no cache at all."""
+    torch.manual_seed(0)
+    config = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, joint_attention_dim=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False, **config
+    ).eval()
+    plain = copy.deepcopy(transformer)
+    cache = FirstBlockCache(transformer, 0.3, together=together)
+    cache.install()
+
+    def make(rows: int, step: int, first: int) -> dict[str, Any]:
+        inputs = {**make_flux_inputs(rows, step, first), "img_ids": torch.zeros(9, 4), "txt_ids": torch.zeros(5, 4)}
+        del inputs["pooled_projections"]
+        # Random modulations move a lot with time: a step is a short one.
+        return {**inputs, "timestep": torch.full([rows], 1 - step / 5000)}
+
+    def run(rows: int, first: int) -> list[torch.Tensor]:
+        cache.begin_batch(rows)
+        return [transformer(**make(rows, step, first)).sample for step in range(STEPS)]
+
+    alone = [run(1, first) for first in range(4)]
+    assert 0 < cache.share_computed < 1
+    for step, batch in enumerate(run(4, 0)):
+        torch.testing.assert_close(batch, torch.cat([outputs[step] for outputs in alone]), rtol=1e-4, atol=1e-5)
+    cache.threshold = 0.0
+    for step, outputs in enumerate(run(2, 1)):
+        assert torch.equal(outputs, plain(**make(2, step, 1)).sample), "without a threshold every step is computed"
 
 
 @torch.inference_mode()

@@ -1,10 +1,11 @@
-"""The dialects of Stable Diffusion 3, Flux.1, Qwen-Image, PixArt-Sigma and Z-Image, see `dialect`."""
+"""The dialects of Stable Diffusion 3, Flux.1, Flux.2, Qwen-Image, PixArt-Sigma and Z-Image, see `dialect`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -79,6 +80,77 @@ class Flux(PackedDialect):
             "txt_ids": torch.zeros(len(rows[0].hidden), 3, device=self.device, dtype=self.dtype),
             "img_ids": torch.cartesian_prod(height.new_zeros(1), height, width).to(self.dtype),
         }
+
+
+class Flux2(PackedDialect):
+    """Flux.2: three layers of a language model's states; a picture's 2 x 2 patches have a batch norm of their own.
+
+    `dev` (Mistral) has guidance as an input, `klein` (Qwen3) a negative prompt, or nothing when it is distilled.
+    """
+
+    text_limit = 512
+
+    def encode_texts(self, prompts: list[str]) -> EncodedTexts:
+        """See `Dialect`; padding counts as text, as in the pipeline."""
+        hidden, _ = self.pipeline.encode_prompt(prompts, device=self.device, max_sequence_length=self.limit)
+        return hidden, None, None
+
+    def warn(self, prompt: str) -> tuple[str, ...]:
+        """See `Dialect`; the chat around the prompt counts too."""
+        tokenizer = self.pipeline.tokenizer
+        return warn_if_cut(getattr(tokenizer, "tokenizer", tokenizer), self.limit, self.write_chat(prompt))
+
+    def write_chat(self, prompt: str) -> str:
+        """What the language model reads: with a system's message for Mistral, and the mark of an answer for Qwen3."""
+        if hasattr(self.pipeline, "system_message"):
+            said = {"system": self.pipeline.system_message, "user": prompt}
+            parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
+            return str(self.pipeline.tokenizer.apply_chat_template(parts, tokenize=False))
+        asked = [{"role": "user", "content": prompt}]
+        how = {"add_generation_prompt": True, "enable_thinking": False}
+        return str(self.pipeline.tokenizer.apply_chat_template(asked, tokenize=False, **how))
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """See `Dialect`."""
+        takes_negatives = "is_distilled" in self.pipeline.config and not self.pipeline.config["is_distilled"]
+        return takes_negatives and guidance_scale > 1
+
+    def condition(self, rows: Sequence[PromptEmbedding], key: BatchKey) -> Conditioning:
+        """See `Dialect`; a position is (time, row, column, word)."""
+        side = 2 * self.pipeline.vae_scale_factor
+        height, width = (torch.arange(pixels // side, device=self.device) for pixels in (key.height, key.width))
+        zero, words = height.new_zeros(1), torch.arange(len(rows[0].hidden), device=self.device)
+        return {
+            "encoder_hidden_states": stack_hidden(rows),
+            "guidance": self.embed_guidance(rows, key),
+            "txt_ids": torch.cartesian_prod(zero, zero, zero, words),
+            "img_ids": torch.cartesian_prod(zero, height, width, zero),
+        }
+
+    def set_timesteps(self, scheduler: Any, key: BatchKey) -> None:
+        """See `Dialect`; the shift was fitted to the number of steps too."""
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+        steps = key.num_inference_steps
+        is_plain = scheduler.config.get("use_flow_sigmas")
+        sigmas = {"num_inference_steps": steps} if is_plain else {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+        shift = compute_empirical_mu(self.count_tokens(key), steps)
+        scheduler.set_timesteps(device=self.device, mu=shift, **sigmas)
+        scheduler.set_begin_index(0)
+
+    def pack(self, noise: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) → (N, h/2 * w/2, 4C): the pipeline draws its noise patch by patch, number for number."""
+        rows, channels, height, width = noise.shape
+        return noise.reshape(rows, 4 * channels, height // 2 * (width // 2)).transpose(1, 2)
+
+    def unpack(self, latents: torch.Tensor, key: BatchKey) -> torch.Tensor:
+        """See `Dialect`; scaled by the batch norm's own statistics."""
+        side, rows = 2 * self.pipeline.vae_scale_factor, len(latents)
+        height, width = key.height // side, key.width // side
+        norm, smallest = self.pipeline.vae.bn, self.pipeline.vae.config.batch_norm_eps
+        scaled = latents * torch.sqrt(norm.running_var.float() + smallest) + norm.running_mean.float()
+        patches = scaled.transpose(1, 2).reshape(rows, -1, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+        return patches.reshape(rows, -1, 2 * height, 2 * width)
 
 
 class QwenImage(PackedDialect):
@@ -190,6 +262,8 @@ class ZImage(PackedDialect):
 DIALECTS: Mapping[str, type[Dialect]] = {
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Flux2,
     "PixArtSigmaPipeline": PixArtSigma,
     "QwenImagePipeline": QwenImage,
     "ZImagePipeline": ZImage,

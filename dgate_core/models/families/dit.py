@@ -1,4 +1,4 @@
-"""Latent diffusion with a transformer: Stable Diffusion 3, Flux.1, PixArt-Sigma, Qwen-Image, Z-Image, starter-dit.
+"""Latent diffusion with a transformer: Stable Diffusion 3, Flux, PixArt-Sigma, Qwen-Image, Z-Image, starter-dit.
 
 Peebles and Xie, Scalable Diffusion Models with Transformers, 2023; Esser et al., Scaling Rectified Flow Transformers,
 2024. What differs from one to the next is in `dialects`.

@@ -193,7 +193,7 @@ class LatentModel(ABC):
         """Latents as the decoder takes them, from those of unit variance."""
         config = self.vae.config
         if config.get("latents_mean") is None or config.get("latents_std") is None:
-            return latents / float(config.scaling_factor) + float(config.get("shift_factor") or 0.0)
+            return latents / float(config.get("scaling_factor") or 1.0) + float(config.get("shift_factor") or 0.0)
         mean, std = (
             torch.tensor(config[name], dtype=torch.float32, device=self.device).view(1, -1, *[1] * (latents.ndim - 2))
             for name in ("latents_mean", "latents_std")

@@ -16,7 +16,10 @@ from torch import nn
 from dgate_core.errors import ModelError
 
 _LISTS = ("transformer_blocks", "single_transformer_blocks")
-_BY_ROW = ("temb", "timestep", "attention_mask", "encoder_attention_mask", "encoder_hidden_states_mask")
+_BY_ROW = (
+    *("temb", "temb_mod", "temb_mod_img", "temb_mod_txt", "timestep"),
+    *("attention_mask", "encoder_attention_mask", "encoder_hidden_states_mask"),
+)
 """Arguments of a block that have a row for each sample, besides the states themselves."""
 
 
@@ -65,6 +68,7 @@ class FirstBlockCache:
         self._head: torch.Tensor = torch.empty(0)
         self._rows: torch.Tensor | None = None
         self._skips = self._is_joint = False
+        self._words = 0
 
     @property
     def name(self) -> str:
@@ -108,17 +112,24 @@ class FirstBlockCache:
         """One block of one step: the first decides, the last brings old and new together."""
         if place == 0:
             return self._call_first(block, states, arguments)
+        # Flux.2's later blocks take text and picture in one sequence, the text first.
+        is_one = self._is_joint and arguments.get("encoder_hidden_states") is None
         if self._skips:
             hidden = _find_hidden(states, arguments)
-            return (arguments["encoder_hidden_states"], hidden) if self._is_joint else hidden
+            return (arguments["encoder_hidden_states"], hidden) if self._is_joint and not is_one else hidden
         output = block(*states, **self._take_rows(arguments))
-        if place == self._last:
+        if place != self._last:
+            return output
+        if not is_one:
             return _replace_hidden(output, self._merge(_hidden_of(output)))
-        return output
+        merged = self._merge(output[:, self._words :])
+        # Nobody reads the text behind the last block.
+        return torch.cat([merged.new_zeros(len(merged), self._words, merged.shape[-1]), merged], dim=1)
 
     def _call_first(self, block: Any, states: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         output = block(*states, **arguments)
         head, self._is_joint = _hidden_of(output), isinstance(output, tuple)
+        self._words = output[0].shape[1] if self._is_joint else 0
         change = head - _find_hidden(states, arguments)
         wanted = self._choose(change)
         self._step += 1

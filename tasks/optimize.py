@@ -92,6 +92,8 @@ def prepare_optimization(
     calibration = list(dict.fromkeys(read_prompts([prompts[0]])))
     check_no_overlap(calibration, read_prompts([contest.manifest]))
     backend = choose_backend(levers.backends)
+    if levers.quantization == "nf4" and find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "bitsandbytes")
     precision = "float32" if (backend, device) == ("onnx_runtime", "cpu") else choose_precision(device)
     return Optimization(
         contest.baseline,

@@ -32,7 +32,7 @@ class ApiSettings:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` takes what the device does fastest."""
     profile: str = "exact"
-    """What may be given for speed: exact, fast, turbo, draft, or a backend's name."""
+    """What may be given for speed: exact, fast, turbo, draft, small, or a backend's name."""
 
     host: str = "127.0.0.1"
     """Address to bind; without API keys only loopback."""

@@ -65,9 +65,11 @@ PROFILES: Final[Mapping[str, Profile]] = {
         savers=StepSavers(deep_cache_interval=2, deep_cache_branch=2, first_block_threshold=0.08),
     ),
     "draft": Profile("draft", ("compiled", "eager"), most_steps=10),
+    "small": Profile("small", ("eager",), quantization="nf4"),
 }
 """`exact` differs from diffusers by rounding only, `fast` has lossless levers, `turbo` trades a measured loss for
-speed, and `draft` takes few steps with a distilled checkpoint."""
+speed, `draft` takes few steps with a distilled checkpoint, and `small` trades a measured loss for memory."""
+
 
 CPU_PROFILES: Final[Mapping[str, Profile]] = {
     "fast": Profile("fast", ("compiled", "onnx_runtime", "eager")),

@@ -54,7 +54,7 @@ class Artefact:
     kept_layers: tuple[str, ...]
     """Layers that stay in 16 or 32 bit because quantising them shows."""
     calibration_hash: str
-    """sha256 of the calibration prompts."""
+    """sha256 of the calibration prompts; empty for `nf4`, which has no ranges."""
     versions: Mapping[str, str]
     """Of the libraries that made it."""
     files: Mapping[str, str] = field(default_factory=dict)

@@ -59,15 +59,15 @@ def build_artefact(
         StorageError: the cache cannot be written.
     """
     kernels = choose_kernels(options.quantization, options.backend, model.device.type, options.kernels)
-    if options.quantization != "nf4":
-        find_product(options.quantization, kernels.granularity)
-    calibration = calibrate(model, prompts, options.calibration, report)
     trials: list[LayerTrial] = []
     if options.quantization == "nf4":
-        plan = plan_nf4(model)
+        plan, prompts_hash = plan_nf4(model), ""
     else:
+        find_product(options.quantization, kernels.granularity)
+        calibration = calibrate(model, prompts, options.calibration, report)
         seen, finely = narrow_calibration(calibration, model, kernels), kernels.granularity
         plan, trials = plan_quantization(model, seen, options.quantization, options.sensitivity, report, finely)
+        prompts_hash = calibration.prompts_hash
     report(f"{len(plan.layers)} layers in {plan.quantization}, {len(plan.kept)} kept as they are")
     if not plan.layers:
         raise UsageError(
@@ -86,7 +86,7 @@ def build_artefact(
             backend=options.backend,
             method=describe_method(options, kernels, trials),
             kept_layers=plan.kept,
-            calibration_hash=calibration.prompts_hash,
+            calibration_hash=prompts_hash,
             versions=list_versions(),
         )
         return store_artefact(draft)

@@ -18,7 +18,7 @@ def quantise_to_nf4(model: LatentModel, plan: QuantPlan) -> None:
         MissingExtraError: bitsandbytes is not installed.
     """
     try:
-        from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[import-not-found]
+        from bitsandbytes.nn import Linear4bit, Params4bit
     except ModuleNotFoundError as error:
         raise MissingExtraError("bitsandbytes", "bitsandbytes") from error
     for name in plan.layers:

@@ -60,7 +60,7 @@ class RunSettings:
     container: Container = "files"
     """files, webdataset or parquet."""
     profile: str = "exact"
-    """exact, fast, turbo or draft: what may be given for speed; or a backend alone, by its name."""
+    """exact, fast, turbo, draft or small: what may be given for speed or memory; or a backend alone, by its name."""
     safety: str | None = None
     """Who looks at every picture: `opennsfw`, or `module:function`; None lets all pass."""
     safety_policy: SafetyPolicy = "quarantine"

@@ -15,7 +15,11 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--model, --profile, --lanes, --set, --config and --strict."""
     decorators = [
         click.option("--model", metavar="M", help="Catalogue name, diffusers folder, or .safetensors file."),
-        click.option("--profile", metavar="P", help="exact (default), fast, turbo or draft: what is given for speed."),
+        click.option(
+            "--profile",
+            metavar="P",
+            help="exact (default), fast, turbo, draft or small: what is given for speed or memory.",
+        ),
         click.option("--lanes", metavar="N", help="Workers; by default one per GPU, or one on the CPU."),
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, may be repeated."),
         click.option("--config", "config_file", metavar="FILE", help="YAML file with settings; --set wins over it."),

@@ -15,7 +15,7 @@ from dgate_core.errors import MissingExtraError, ModelError, UsageError
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.latent import LatentModel
-from dgate_core.models.profiles import Profile
+from dgate_core.models.profiles import Profile, find_profile
 from dgate_core.models.spec import FAMILIES
 from dgate_core.quant.artefact import put_on_trial
 from dgate_core.quant.build import BuildOptions, build_artefact, plan_nf4
@@ -295,6 +295,28 @@ def test_nf4_names_the_extra_that_it_needs(model: LatentModel) -> None:
     plan = plan_nf4(model)
     assert plan.layers
     assert_missing(lambda: quantise_model(model, plan), "bitsandbytes")
+
+
+def test_nf4_keeps_weights_in_four_bits_and_draws_nearly_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built, stored and served by `small`, with bitsandbytes' own kernels."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("DGATE_CACHE", str(tmp_path))
+    model = load(folder, "bfloat16")
+    artefact = build_artefact(model, [], BuildOptions("nf4", "eager"))
+    assert artefact.calibration_hash == ""
+    with put_on_trial(artefact):
+        served = serve_model(load(folder, "bfloat16"), find_profile("small", "cpu"))
+    assert served.serving.label == "eager-cpu-nf4"
+    name = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
+    linear, packed = model.denoiser.get_submodule(name), served.denoiser.get_submodule(name)
+    assert packed.weight.dtype == torch.uint8
+    assert packed.weight.numel() == linear.weight.numel() // 2
+    assert type(served.denoiser.mid_block.resnets[0].conv1) is nn.Conv2d
+    calls = calibrate(model, PROMPTS, OPTIONS).calls
+    found, wanted = ([replay_call(each, call) for call in calls] for each in (served, model))
+    assert 0.001 < compare_predictions(found, wanted) < 0.1
 
 
 def assert_missing(action: Callable[[], None], package: str) -> None:

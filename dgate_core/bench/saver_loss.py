@@ -1,10 +1,10 @@
-"""What step savers cost the pictures of starter-unet: the same prompts and noise, against every step computed."""
+"""What step savers cost the pictures of the starter models: the same prompts and noise, against every step computed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     from dgate_core.models.families.latent import LatentModel
 
 EXACT: Final = "exact"
+SAVERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "unet": ("deep-cache-2", "deep-cache-3", "deep-cache-2-branch-1", "deep-cache-2-branch-2", "guidance-0.6"),
+    "dit": ("first-block-0.04", "first-block-0.08", "first-block-0.16", "guidance-0.6"),
+}
+"""Levers by family; those of `turbo` among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaverLossOptions:
     """What is compared."""
 
-    savers: tuple[str, ...] = ("deep-cache-2", "deep-cache-3", "deep-cache-2-branch-1", "guidance-0.6")
-    """Levers, each on top of `exact`."""
+    savers: tuple[str, ...] = ()
+    """Levers, each on top of `exact`; empty is those of the model's family."""
     model: str = "starter-unet"
     """A model of postcards: their judge and CLIP measure it."""
     prompts: int = 128
@@ -49,9 +54,11 @@ def measure_saver_loss(options: SaverLossOptions, tell: Callable[[str], object])
 
     Returns:
         By saver: share of pictures with everything right, CLIP score, LPIPS to exact (None without its weights), mean
-        difference of pixels (0 to 255), pictures per second.
+        difference of pixels (0 to 255), pictures per second, and the share of steps that a first-block cache computed
+        (None without one).
     """
     device = pick_device(options.device)
+    options = replace(options, savers=options.savers or SAVERS[find_checkpoint(options.model).family])
     prompts = list(read_prompts([options.suite]))[: options.prompts]
     found: dict[str, Any] = {
         "benchmark": "savers",
@@ -61,12 +68,14 @@ def measure_saver_loss(options: SaverLossOptions, tell: Callable[[str], object])
     }
     exact: np.ndarray | None = None
     for name in (EXACT, *(f"{EXACT}+{saver}" for saver in options.savers)):
+        model = open_model(options.model, name, device)
         started = time.perf_counter()
-        pictures = draw_prompts(open_model(options.model, name, device), prompts, options)
+        pictures = draw_prompts(model, prompts, options)
         seconds = time.perf_counter() - started
         exact = pictures if exact is None else exact
         measured = measure_pictures(pictures, exact, prompts, device)
-        found["savers"][name] = {**measured, "pictures_per_second": len(prompts) / seconds}
+        speed = {"pictures_per_second": len(prompts) / seconds, "share_computed": read_share(model)}
+        found["savers"][name] = {**measured, **speed}
         tell(f"{name}: {found['savers'][name]}")
     return found
 
@@ -80,6 +89,13 @@ def open_model(model: str, variant: str, device: str) -> LatentModel:
     loaded: LatentModel = FAMILIES.load(checkpoint.family)().load(checkpoint, options)
     install_savers(loaded, parse_variant(variant, device))
     return loaded
+
+
+def read_share(model: LatentModel) -> float | None:
+    """Of the steps, those that a first-block cache computed whole; None without one."""
+    from dgate_core.models.savers.first_block_cache import FirstBlockCache
+
+    return next((saver.share_computed for saver in model.savers if isinstance(saver, FirstBlockCache)), None)
 
 
 def draw_prompts(model: LatentModel, prompts: Sequence[str], options: SaverLossOptions) -> np.ndarray:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dgate_core.bench.compare import CompareOptions, make_pictures, measure_comparison, read_contenders
-from dgate_core.bench.saver_loss import SaverLossOptions, measure_saver_loss
+from dgate_core.bench.saver_loss import SAVERS, SaverLossOptions, measure_saver_loss
+from dgate_core.bench.variants import parse_variant
 from dgate_core.errors import UsageError
+from dgate_core.models.profiles import find_profile
 from reports.comparison import list_rows, mark_best, render_comparison
 
 
@@ -87,3 +89,19 @@ def test_savers_are_measured_against_every_step_computed() -> None:
     assert found["exact"]["mean_difference"] == 0
     assert 0 < found["exact+deep-cache-2"]["mean_difference"] < 30
     assert found["exact+deep-cache-2"]["clip_score"] > 50
+
+
+def test_a_transformer_s_savers_are_measured_by_themselves() -> None:
+    options = SaverLossOptions(("first-block-0.3",), "starter-dit", prompts=4, batch=4, steps=6, device="cpu")
+    found = measure_saver_loss(options, lambda _: None)["savers"]
+    assert found["exact"]["share_computed"] is None
+    assert 0.1 < found["exact+first-block-0.3"]["share_computed"] < 1
+    assert 0 < found["exact+first-block-0.3"]["mean_difference"] < 60
+
+
+def test_every_family_has_savers_and_those_of_turbo_are_among_them() -> None:
+    savers = find_profile("turbo", "cuda").savers
+    assert f"deep-cache-{savers.deep_cache_interval}-branch-{savers.deep_cache_branch}" in SAVERS["unet"]
+    assert f"first-block-{savers.first_block_threshold:g}" in SAVERS["dit"]
+    for lever in [lever for levers in SAVERS.values() for lever in levers]:
+        parse_variant(f"exact+{lever}", "cpu")

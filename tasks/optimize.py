@@ -184,7 +184,8 @@ def race_artefact(work: Optimization, folder: str, pictures: int) -> dict[str, A
     options = RaceOptions(
         work.model, work.device, pictures, num_inference_steps=work.contest.settings["num_inference_steps"]
     )
-    entries = list_entries(work.device, work.precision, work.backend, work.quantization)
+    savers = find_profile(work.profile, work.device).savers
+    entries = list_entries(work.device, work.precision, work.backend, work.quantization, savers)
     with try_artefact(folder):
         speed = race_entries(options, entries, logger.info, entries[0].name)
     note_speed(read_artefact(Path(folder)), speed)

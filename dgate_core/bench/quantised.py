@@ -13,12 +13,15 @@ from dgate_core.engine.describe import list_versions
 from dgate_core.errors import DgateError, UsageError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.catalog import find_checkpoint
-from dgate_core.models.profiles import BACKENDS
+from dgate_core.models.profiles import BACKENDS, StepSavers
 from dgate_core.models.spec import DEFAULT_SCHEDULER, FAMILIES, LocalCheckpoint
 
 if TYPE_CHECKING:
     from dgate_core.models.families.contract import BatchRequest
     from dgate_core.models.families.latent import LatentModel
+
+
+NO_SAVERS: Final = StepSavers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Entry:
     """Of the model around the denoiser, and of the denoiser where it is not quantised."""
     quantization: str | None = None
     """Needs an artefact that passed, or is on trial."""
+    savers: StepSavers = NO_SAVERS
+    """Steps that are left out."""
 
 
 REFERENCE: Final = Entry("eager float32", "eager", "float32")
@@ -138,15 +143,19 @@ def prepare_contestant(checkpoint: LocalCheckpoint, entry: Entry, options: RaceO
     """
     from dgate_core.backends.contract import BackendRequest
     from dgate_core.models.families.contract import LoadOptions
+    from dgate_core.models.savers.installing import apply_savers
 
     model: LatentModel = FAMILIES.load(checkpoint.family)().load(
         checkpoint, LoadOptions(options.device, entry.precision)
     )
     request = make_batch(model, options)
-    wanted = BackendRequest(options.device, entry.precision, quantization=entry.quantization)
+    apply_savers(model, entry.savers)
+    wanted = BackendRequest(options.device, entry.precision, quantization=entry.quantization, savers=entry.savers)
     prepared = BACKENDS.load(entry.backend)().prepare(model, wanted)
     samples = options.pictures * (2 if model.reads_negatives(request.key.guidance_scale) else 1)
     prepared.warm_up(request.key, samples)
+    if prepared.decoder is not None:
+        prepared.decoder.warm_up(request.key, options.pictures)
     model.call_denoiser = prepared
 
     def generate() -> None:
@@ -175,12 +184,19 @@ def make_batch(model: LatentModel, options: RaceOptions) -> BatchRequest:
     return BatchRequest(key, tuple(range(len(prompts))), tuple(words), tuple(negatives))
 
 
-def list_entries(device: str, precision: str, backend: str, quantization: str) -> tuple[Entry, ...]:
-    """What an artefact is raced with: on the CPU everything that serves there, elsewhere eager and compiled 16 bit."""
+def list_entries(
+    device: str, precision: str, backend: str, quantization: str, savers: StepSavers = NO_SAVERS
+) -> tuple[Entry, ...]:
+    """What an artefact is raced with: on the CPU everything that serves there, elsewhere eager and compiled 16 bit.
+
+    Where the profile leaves steps out, the artefact runs with and without that.
+    """
     if device == "cpu" and (backend, quantization) == ("onnx_runtime", "int8"):
         return CPU_ENTRIES
+    saves = savers != NO_SAVERS
     return (
         REFERENCE if device == "cpu" else Entry(f"eager {precision}", "eager", precision),
         Entry(f"compiled {precision}", "compiled", precision),
         Entry(f"{backend} {quantization}", backend, precision, quantization),
+        *([Entry(f"{backend} {quantization} and savers", backend, precision, quantization, savers)] if saves else ()),
     )

@@ -182,13 +182,14 @@ def quantize_ungated(model: LatentModel, variant: Variant, prompts: Sequence[str
     Raises:
         ModelError: the device lacks the number format.
     """
-    from dgate_core.quant.build import plan_nf4
     from dgate_core.quant.calibration import CalibrationOptions, calibrate
     from dgate_core.quant.kernels import KernelOptions, choose_kernels, narrow_calibration
     from dgate_core.quant.quantise import make_plan, quantise_model
 
     quantization: Any = variant.profile.quantization
     if quantization == "nf4":
+        from dgate_core.quant.build import plan_nf4
+
         plan = plan_nf4(model)
         quantise_model(model, plan)
         return f"nf4 in {len(plan.layers)} layers, without a gate"

@@ -13,9 +13,10 @@ from dgate_core.backends.contract import BackendRequest, ShapeBucket
 from dgate_core.backends.inputs import flatten_inputs
 from dgate_core.backends.onnx_export import export_denoiser
 from dgate_core.backends.onnx_runtime import OnnxRuntimeBackend
-from dgate_core.bench.quantised import REFERENCE, Entry, RaceOptions, race_entries
+from dgate_core.bench.quantised import NO_SAVERS, REFERENCE, Entry, RaceOptions, list_entries, race_entries
 from dgate_core.errors import BackendUnfitError, DgateError, ModelError, StorageError, UsageError
 from dgate_core.models.families.latent import LatentModel
+from dgate_core.models.profiles import StepSavers, find_profile
 from dgate_core.quant.artefact import (
     ONNX_FILE,
     PLAN_FILE,
@@ -207,6 +208,20 @@ def test_the_race_prints_ratios_and_names_who_is_missing(folder: Path) -> None:
     assert len([line for line in lines if line.startswith("round")]) == 2
     with pytest.raises(UsageError, match="cannot be measured"):
         race_entries(options, entries[1:], lines.append)
+
+
+def test_an_artefact_is_raced_with_the_steps_that_its_profile_leaves_out(folder: Path) -> None:
+    savers = find_profile("turbo", "cuda").savers
+    entries = list_entries("cuda", "bfloat16", "compiled", "fp8", savers)
+    assert [each.name for each in entries[2:]] == ["compiled fp8", "compiled fp8 and savers"]
+    assert (entries[2].savers, entries[3].savers) == (NO_SAVERS, savers)
+    assert len(list_entries("cuda", "bfloat16", "compiled", "fp8")) == 3
+    deep = Entry("too deep", "eager", "float32", savers=StepSavers(deep_cache_interval=2, deep_cache_branch=99))
+    saving = Entry("eager with savers", "eager", "float32", savers=savers)
+    options = RaceOptions(str(folder), pictures=2, rounds=1, num_inference_steps=4)
+    found = race_entries(options, (REFERENCE, saving, deep), lambda _: None)
+    assert list(found["ratios"]) == ["eager float32", "eager with savers"]
+    assert "branch 99 is too deep" in found["left_out"]["too deep"]
 
 
 def test_refusals_are_dgate_errors() -> None:

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -68,6 +69,19 @@ def make_unet(attends: tuple[bool, bool] = (False, True), **config: Any) -> UNet
         norm_num_groups=8,
         **config,
     )
+
+
+def make_lcm(folder: Path, seed: int = 0) -> Path:
+    """A latent consistency model: guidance is an input of the UNet, and its scheduler adds noise between steps."""
+    whole = StableDiffusionPipeline.from_pretrained(make_sd(folder / "plain", seed), safety_checker=None)
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_config({**whole.unet.config, "time_cond_proj_dim": 8})
+    # Zero as it is made, for training; here it has to show.
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight)
+    scheduler = LCMScheduler.from_config(whole.scheduler.config)
+    pipeline = StableDiffusionPipeline.from_pipe(whole, unet=unet, scheduler=scheduler)
+    pipeline.save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
 
 
 def make_sd(folder: Path, seed: int = 0, width: int = WIDTH, attends: tuple[bool, bool] = (False, True)) -> Path:

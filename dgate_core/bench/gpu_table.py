@@ -131,7 +131,7 @@ def run_job(job: Job, options: TableOptions, tell: Callable[[str], object]) -> s
     tell("\n".join(f"   {line}" for line in lines[-12:]))
     if code is None:
         return f"cut off after {job.seconds:.0f} s"
-    return "" if code == 0 else f"failed: {lines[-1] if lines else f'exit code {code}'}"
+    return "" if code == 0 else f"failed with exit code {code}: {lines[-1] if lines else 'it said nothing'}"
 
 
 def _fit(job: Job, options: TableOptions) -> GenerationBenchOptions | WholePathOptions:

@@ -28,11 +28,12 @@ from dgate_core.manifest.item import BatchKey
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.unet import UNetFamily, UNetModel
+from dgate_core.models.savers.deep_cache import DeepCache
 from dgate_core.models.spec import SCHEDULERS
 from dgate_core.runs.pictures import read_picture
 from dgate_core.runs.settings import RunSettings
 from dgate_core.runs.spec import ImageFormat, RunSpec
-from tests.tiny import make_sd, make_sdxl
+from tests.tiny import make_lcm, make_sd, make_sdxl
 
 STEPS = 3
 
@@ -114,6 +115,20 @@ def test_sdxl_pictures_are_those_of_diffusers(sdxl: str, guidance: float, negati
     key, rows = make_key(sdxl, guidance_scale=guidance), make_rows(2, negative)
     ours = make_pixels(Generator(load(sdxl), RunSpec(), GenerateOptions(batch_size=2)), rows, key)
     assert distance(ours, make_with_diffusers(sdxl, rows, key)) <= 1
+
+
+def test_a_consistency_model_takes_guidance_as_an_input(tmp_path: Path) -> None:
+    lcm = str(make_lcm(tmp_path))
+    model, rows, drawn = load(lcm), make_rows(2), {}
+    assert not model.reads_negatives(8.0)
+    for guidance in (1.0, 8.0):
+        key = make_key(lcm, guidance_scale=guidance, num_inference_steps=4)
+        drawn[guidance] = make_pixels(Generator(model, RunSpec(), GenerateOptions(batch_size=2)), rows, key)
+        assert distance(drawn[guidance], make_with_diffusers(lcm, rows, key)) <= 1
+    assert distance(drawn[1.0], drawn[8.0]) > 1
+    DeepCache(model.unet, 1).install()
+    again = make_pixels(Generator(model, RunSpec(), GenerateOptions(batch_size=2)), rows, key)
+    assert np.array_equal(again, drawn[8.0]), "DeepCache passes it on"
 
 
 def test_strict_gives_the_same_bytes_in_any_batch(sd: str) -> None:

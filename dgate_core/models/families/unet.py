@@ -1,7 +1,7 @@
 """Latent diffusion with a UNet: Stable Diffusion 1.x, 2.x, SDXL and the starter checkpoint.
 
 Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022; Podell et al., SDXL, 2023;
-guidance after Ho and Salimans, Classifier-Free Diffusion Guidance, 2022.
+guidance after Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, or as an input of distilled UNets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import diffusers
 import torch
 
-from dgate_core.errors import ModelError
 from dgate_core.models.families.contract import BatchRequest, LoadOptions, PromptEmbedding
 from dgate_core.models.families.image_start import start_from_pictures
 from dgate_core.models.families.latent import LatentModel
@@ -31,16 +30,10 @@ class UNetFamily:
         """Reads safetensors only.
 
         Raises:
-            ModelError: the weights do not fit the configs, or the UNet wants an embedded guidance scale.
+            ModelError: the weights do not fit the configs.
         """
         pipeline = load_pipeline(checkpoint, getattr(torch, options.precision))
         check_weights_are_whole(pipeline, checkpoint)
-        if pipeline.unet.config.get("time_cond_proj_dim") is not None:
-            raise ModelError(
-                f"{checkpoint.spec.name} is a guidance-distilled UNet (time_cond_proj_dim is set)",
-                "a UNet with classifier-free guidance",
-                "use the checkpoint that it was distilled from",
-            )
         device = torch.device(options.device)
         place_pipeline(pipeline, device, options.memory)
         model = UNetModel(checkpoint, pipeline, device)
@@ -67,6 +60,10 @@ class UNetModel(LatentModel):
         if not self.pipeline.config.get("force_zeros_for_empty_prompt"):
             return embeddings
         return [each if prompt else _zero_embedding(each) for prompt, each in zip(prompts, embeddings, strict=True)]
+
+    def reads_negatives(self, guidance_scale: float) -> bool:
+        """See `LoadedModel`; a UNet that was distilled from a guided one takes guidance as an input instead."""
+        return super().reads_negatives(guidance_scale) and self.unet.config.get("time_cond_proj_dim") is None
 
     def denoise(self, request: BatchRequest) -> torch.Tensor:
         """See `LatentModel`."""
@@ -109,6 +106,12 @@ class UNetModel(LatentModel):
     def _prepare_conditioning(self, request: BatchRequest, guided: bool) -> dict[str, Any]:
         rows = [*request.negatives, *request.prompts] if guided else list(request.prompts)
         conditioning: dict[str, Any] = {"encoder_hidden_states": torch.stack([row.hidden for row in rows])}
+        width = self.unet.config.get("time_cond_proj_dim")
+        if width is not None:
+            # Latent consistency models (Luo et al. 2023): the scale counts from 1, the number without guidance.
+            scales = torch.full([len(rows)], request.key.guidance_scale - 1)
+            embedded = self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width)
+            conditioning["timestep_cond"] = embedded.to(self.device, self.dtype)
         pooled = [row.pooled for row in rows if row.pooled is not None]
         if self.unet.config.get("addition_embed_type") == "text_time":
             # SDXL's micro-conditioning: original size, crop corner, target size.

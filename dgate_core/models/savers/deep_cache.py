@@ -80,12 +80,14 @@ class DeepCache:
         sample: torch.Tensor,
         timestep: torch.Tensor | float,
         encoder_hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
         """As UNet2DConditionModel.forward, without what D-Gate's loop does not pass."""
         unet = self.unet
-        embedding, text = self._embed(sample, timestep, encoder_hidden_states, added_cond_kwargs)
+        embedded = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), timestep_cond)
+        embedding, text = self._embed(embedded, encoder_hidden_states, added_cond_kwargs)
         is_full = self._kept is None or self._step % self.interval == 0
         self._step += 1
         deepest = len(self._ups) - 1 if is_full else self.branch
@@ -104,11 +106,10 @@ class DeepCache:
         return UNet2DConditionOutput(sample=predicted) if return_dict else (predicted,)
 
     def _embed(
-        self, sample: torch.Tensor, timestep: Any, text: torch.Tensor, added: dict[str, torch.Tensor] | None
+        self, embedding: torch.Tensor, text: torch.Tensor, added: dict[str, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What every layer is told: time (and SDXL's sizes), and the text."""
         unet = self.unet
-        embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), None)
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=text, added_cond_kwargs=added)
         embedding = embedding if more is None else embedding + more
         if unet.time_embed_act is not None:

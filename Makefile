@@ -13,7 +13,7 @@ demo: $(READY)
 
 # A process per core, up to four; each computes on one thread, for more would wait for each other.
 test: $(READY) $(VENV)/.browser $(VENV)/.weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Before anything takes the distutils of Python 3.11: torch's compiler wants setuptools' own in their place, or fails.
 import setuptools  # noqa: F401
+from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["tests.s3_server"]
+pytest_plugins = ["tests.prefect_server", "tests.s3_server"]
 
-ROOT = Path(__file__).parent
 PREFECT = "prefect"
 """Files with a Prefect server: in one group they share it."""
 LONGEST = (
@@ -38,17 +38,26 @@ LONGEST = (
 """Groups that take longest go first, so that no process is left with one of them at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)
+class GroupScheduling(LoadScopeScheduling):
+    """A group to a process, in the order of collection."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return find_group(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """In the place of `--dist`: no file is torn apart, for its fixtures are made once."""
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A group is a file, for its fixtures are made once; see `--dist loadgroup`."""
+    """Groups that take longest first."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    groups = {item: find_group(item.path) for item in items}
-    items.sort(key=lambda item: places.get(groups[item], len(places)))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: places.get(find_group(item.nodeid.partition("::")[0]), len(places)))
 
 
-def find_group(file: Path) -> str:
-    """The file's path below tests/, or the group that it belongs to."""
-    name = file.relative_to(ROOT).as_posix()
+def find_group(file: str) -> str:
+    """A test file's path below tests/, or the group that it belongs to."""
+    name = file.removeprefix("tests/")
     return PREFECT if name.startswith("flows/") or name == "api/test_flows.py" else name

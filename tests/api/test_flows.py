@@ -16,7 +16,6 @@ from dgate_core.api.batch_runner import BatchOrder
 from dgate_core.runs.settings import RunSettings
 from flows.generate_one import generate_one
 from flows.serve_images import serve_images
-from tests.flows.conftest import api, environment, up  # noqa: F401 - fixtures
 from tests.run_lab import wait_for
 
 
@@ -26,7 +25,7 @@ def read_artifact(key: str) -> str | None:
     return str(found[0].data) if found else None
 
 
-def test_a_server_is_used_and_stops_when_nobody_asks(api: str, checkpoint: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_server_is_used_and_stops_when_nobody_asks(api: str, checkpoint: str, tmp_path: Path) -> None:
     asked: list[str] = []
 
     def ask() -> None:
@@ -45,7 +44,7 @@ def test_a_server_is_used_and_stops_when_nobody_asks(api: str, checkpoint: str, 
     assert asked
 
 
-def test_one_picture_from_the_form(api: str, checkpoint: str, tmp_path: Path) -> None:  # noqa: F811
+def test_one_picture_from_the_form(api: str, checkpoint: str, tmp_path: Path) -> None:
     files = generate_one("a red boat", str(tmp_path), checkpoint, n=2, num_inference_steps=1, seed=3, device="cpu")
     assert [Image.open(file).size for file in files] == [(32, 32), (32, 32)]
     text = read_artifact("dgate-picture")
@@ -53,7 +52,7 @@ def test_one_picture_from_the_form(api: str, checkpoint: str, tmp_path: Path) ->
     assert "a red boat" in text
 
 
-def test_a_batch_on_the_work_pool_is_one_flow_run(api: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_batch_on_the_work_pool_is_one_flow_run(api: str, tmp_path: Path) -> None:
     from tasks.serve import PoolHandle, PoolRunner
 
     settings = RunSettings(model="no such model")

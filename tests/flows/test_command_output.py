@@ -25,7 +25,8 @@ from flows.commands.progress_bar import LOOK_EVERY_SECONDS, show_progress
 from flows.commands.reproduce import escape_controls
 from tasks import checkout
 from tasks.plan import warn_of_manifest
-from tests.flows.conftest import Done, list_prompts, wait_for, write_manifest
+from tests.flows.conftest import Done, list_prompts, write_manifest
+from tests.prefect_server import wait_for
 
 Call = Callable[..., Done]
 

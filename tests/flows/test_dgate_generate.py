@@ -17,8 +17,9 @@ import pytest
 
 from dgate_core.engine.reports import read_reports
 from dgate_core.storage import open_storage
-from tests.flows.conftest import COMMAND, Done, list_prompts, wait_for, write_manifest
+from tests.flows.conftest import Done, list_prompts, write_manifest
 from tests.flows.run_checks import check_every_row_once
+from tests.prefect_server import COMMAND, wait_for
 
 Call = Callable[..., Done]
 

@@ -16,7 +16,8 @@ from dgate_core.models.aliases import REGISTRY_VARIABLE, read_aliases, resolve_a
 from dgate_core.models.promotion import promote_checkpoint
 from dgate_core.storage import open_storage
 from flows.evaluate_checkpoint import evaluate_checkpoint
-from tests.flows.conftest import list_prompts, wait_for, write_manifest
+from tests.flows.conftest import list_prompts, write_manifest
+from tests.prefect_server import wait_for
 
 RULES = """
 description: the pictures are the baseline's, nearly

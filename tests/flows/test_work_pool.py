@@ -20,8 +20,9 @@ from dgate_core.runs.claims import read_claim
 from dgate_core.runs.layout import name_claim_prefix
 from dgate_core.storage import open_storage
 from flows.generate_images import generate_images
-from tests.flows.conftest import Up, list_prompts, wait_for, write_manifest
+from tests.flows.conftest import list_prompts, write_manifest
 from tests.flows.run_checks import check_every_row_once
+from tests.prefect_server import Up, wait_for
 
 ROWS = 40
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgate_core.engine.describe import RowDescriber
 from dgate_core.engine.generate import GenerateOptions, Generator
+from dgate_core.engine.levers import hold_to_levers
 from dgate_core.engine.observer import open_observer
 from dgate_core.engine.reports import LaneReport, Reporter
 from dgate_core.engine.stopping import StopSignal
@@ -266,6 +267,7 @@ class Lane:
                 "move the alias back, or give another --out",
             )
         loaded = load_model(model, self.device, self.spec, planned)
+        hold_to_levers(self.store, planned[model]["weights_hash"], loaded.serving)
         return Generator(loaded, self.spec, self.options.generate)
 
     def _prepare_next(self, shard: ShardInfo) -> None:

@@ -58,3 +58,8 @@ def name_image(shard: int, ordinal: int, sha256: str, suffix: str) -> str:
 def name_quarantined(row_id: str, suffix: str) -> str:
     """A picture that was put aside: outside of everything that reads a run's pictures."""
     return f"quarantine/{row_id}.{suffix}"
+
+
+def name_levers(weights_hash: str) -> str:
+    """What a profile gives for speed in this run, for one model; absent where it gives nothing."""
+    return f"levers/{weights_hash[:16]}.json"

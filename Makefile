@@ -11,9 +11,10 @@ demo: $(READY)
 	-@$(MAKE) --no-print-directory $(VENV)/.weights
 	$(BIN)/dgate demo
 
-# A process per core, up to four; each computes on one thread, for more would wait for each other.
+# One process more than cores, up to five, for many tests wait for servers; each computes on one thread.
+PROCESSES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4) + 1)')
 test: $(READY) $(VENV)/.browser $(VENV)/.weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from typing import Any
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     Where `--json` was given, the mistake is an object on stdout as well, so that a script always has one to read.
     """
+    # Where it is installed, peft imports it, and it complains of a kernel that only 4-bit products on a CPU would use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         result: Any = command.main(args=arguments, prog_name="dgate", standalone_mode=False)

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.groups import find_group
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "flows.cli"]
 
@@ -31,13 +33,32 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**kept, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Up:
     """`dgate up` with two lane workers."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    is_stopped: bool = False
+
+    def stop(self) -> None:
+        """Ctrl-C, once: it ends well and leaves nothing behind."""
+        if self.is_stopped:
+            return
+        self.is_stopped = True
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(timeout=120)
+        left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        for child in left:
+            child.kill()
+        assert code == 0, self.log.read_text()
+        assert len(family) >= 4, "the server and three workers"
+        assert not left, "dgate up left processes behind"
+
+
+_RUNNING: list[Up] = []
 
 
 @pytest.fixture(scope="session")
@@ -49,20 +70,23 @@ def up(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     arguments = ["up", "--port", str(port), "--home", str(base / "prefect"), "--workers", "2"]
     with (base / "up.log").open("wb") as log:
         process = subprocess.Popen([*COMMAND, *arguments], env=environment, cwd=base, stdout=log, stderr=log)
+    up = Up(f"http://127.0.0.1:{port}/api", process, base / "up.log")
+    _RUNNING.append(up)
     try:
-        wait_for(lambda: b"Prefect is up" in (base / "up.log").read_bytes() or process.poll() is not None, 180)
-        assert process.poll() is None, (base / "up.log").read_text()
-        yield Up(f"http://127.0.0.1:{port}/api", process, base / "up.log")
+        wait_for(lambda: b"Prefect is up" in up.log.read_bytes() or process.poll() is not None, 180)
+        assert process.poll() is None, up.log.read_text()
+        yield up
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=120)
-        left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-        for child in left:
-            child.kill()
-    assert code == 0, (base / "up.log").read_text()
-    assert len(family) >= 4, "the server and three workers"
-    assert not left, "dgate up left processes behind"
+        up.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:  # type: ignore[misc]
+    """The server ends with the last test that has it: idle, it would take a tenth of a processor from all others."""
+    yield
+    if nextitem is not None and find_group(item.nodeid) != find_group(nextitem.nodeid):
+        for up in _RUNNING:
+            up.stop()
 
 
 def lay_database(cache: Path, home: Path) -> None:

@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     uri, options_json, parent = arguments
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("dgate_core").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in flows/cli.py
     options, stop = options_from_dict(json.loads(options_json)), StopSignal()
     threading.Thread(target=_stop_with_parent, args=(int(parent), stop), daemon=True).start()
     try:

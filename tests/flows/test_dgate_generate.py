@@ -109,7 +109,7 @@ def test_signal_finishes_the_batch_and_the_same_command_goes_on(
 
 def test_second_ctrl_c_stops_at_once(environment: dict[str, str], checkpoint: str, tmp_path: Path) -> None:
     """In the middle of a long batch; no process stays behind, and nothing half-made is called done."""
-    manifest, run = write_manifest(tmp_path / "m.jsonl", list_prompts(32, num_inference_steps=1000)), tmp_path / "run"
+    manifest, run = write_manifest(tmp_path / "m.jsonl", list_prompts(32, num_inference_steps=900)), tmp_path / "run"
     command = [*COMMAND, "generate", manifest, "--out", str(run), "--model", checkpoint]
     with subprocess.Popen(
         [*command, "--set", "precision=float32"], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True

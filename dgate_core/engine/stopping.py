@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,21 @@ class StopSignal:
 
 
 @contextmanager
-def listen_for_signals(stop: StopSignal) -> Iterator[None]:
-    """Turns SIGINT and SIGTERM into `stop` while the block runs; signals reach only the main thread."""
+def handle_signals(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handle` while the block runs; they reach only the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen_for_signals(stop: StopSignal) -> AbstractContextManager[None]:
+    """Turns SIGINT and SIGTERM into `stop` while the block runs; the second one ends the process."""
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
         if stop.is_set():
@@ -58,9 +68,4 @@ def listen_for_signals(stop: StopSignal) -> Iterator[None]:
         stop.set()
         logger.warning("stopping: the batch in hand is finished first; once more stops at once")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handle_signals(handle)

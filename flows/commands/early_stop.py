@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType
 
 import click
+
+from dgate_core.engine.stopping import handle_signals
 
 
 class StoppedEarly(KeyboardInterrupt):
@@ -39,19 +39,10 @@ class StoppedEarly(KeyboardInterrupt):
         click.echo(f"stopped  by {name}; give the same command again and it goes on from here", err=True)
 
 
-@contextmanager
-def raise_on_signals(run: str) -> Iterator[None]:
+def raise_on_signals(run: str) -> AbstractContextManager[None]:
     """SIGINT and SIGTERM raise StoppedEarly inside the block; while lanes work, `listen_for_signals` has them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
         raise StoppedEarly(run, number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handle_signals(handle)

@@ -59,7 +59,7 @@ def test_the_card_reaches_the_bars(pipeline: str) -> None:
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_generated_pictures_are_what_the_card_says(pipeline: str) -> None:
-    compare_with_card(pipeline, draw_and_judge(pipeline, EVERY))
+    check_against_card(pipeline, draw_and_judge(pipeline, EVERY))
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_generated_pictures_are_what_the_card_says(pipeline: str) -> None:
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_all_pictures_of_the_card_reach_the_bars(pipeline: str) -> None:
     shares = draw_and_judge(pipeline, 1)
-    compare_with_card(pipeline, shares)
+    check_against_card(pipeline, shares)
     assert all(shares[group][0] >= bar for group, bar in BARS.items()), shares
 
 
@@ -89,7 +89,7 @@ def draw_and_judge(pipeline: str, every: int) -> dict[str, tuple[float, int]]:
     return {group: (sum(answers) / len(answers), len(answers)) for group, answers in right.items()}
 
 
-def compare_with_card(pipeline: str, shares: dict[str, tuple[float, int]]) -> None:
+def check_against_card(pipeline: str, shares: dict[str, tuple[float, int]]) -> None:
     generated = read_card(pipeline)["generated"]
     for group, (share, number) in shares.items():
         told = generated[group]["all_right"]

@@ -13,7 +13,7 @@ demo: $(READY)
 
 # One process more than cores, up to five, for many tests wait for servers; each computes on one thread.
 PROCESSES := $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4) + 1)')
-test: $(READY) $(VENV)/.browser $(VENV)/.weights
+test: $(READY) $(VENV)/.browser $(VENV)/.weights $(VENV)/.apart
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES)
 
 lint: $(READY)
@@ -36,6 +36,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	touch $@
+
+# What no other process than its test's shall find: peft imports it wherever it is installed, at the cost of seconds.
+$(VENV)/.apart: $(READY)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --constraint constraints.txt \
+	  --target $(VENV)/apart bitsandbytes
 	touch $@
 
 # The gallery's test drives a real browser; Debian and Ubuntu carry it.

@@ -10,7 +10,7 @@ import pytest
 import setuptools  # noqa: F401
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.groups import LONGEST, find_group
+from tests.groups import LATE, LONGEST, find_group
 
 pytest_plugins = ["tests.prefect_server", "tests.s3_server"]
 
@@ -31,4 +31,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take longest first."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(find_group(item.nodeid), len(places)))
+    items.sort(key=lambda item: (places.get(find_group(item.nodeid), len(places)), item.nodeid.startswith(LATE)))

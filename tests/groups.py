@@ -4,6 +4,8 @@ from __future__ import annotations
 
 PREFECT = "prefect"
 """Files with a Prefect server: in one group they share it."""
+LATE = "tests/api/test_flows.py"
+"""After tests/flows, whose first test leaves the tables of a Prefect database to be copied."""
 LONGEST = (
     PREFECT,
     "finetune/test_starter_quality.py",

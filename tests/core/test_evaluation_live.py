@@ -48,7 +48,7 @@ def generate(folder: Path, **settings: Any) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+@pytest.mark.parametrize("image_format", ["png", pytest.param("jpeg", marks=pytest.mark.slow)])
 def test_scores_in_hand_are_those_of_the_files(tmp_path: Path, image_format: str) -> None:
     run = generate(tmp_path, score=METRICS, image_format=image_format)
     in_hand = evaluate_run(str(run), EvaluateOptions(metrics=METRICS, device="cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -301,6 +302,7 @@ def test_nf4_keeps_weights_in_four_bits_and_draws_nearly_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Built, stored and served by `small`, with bitsandbytes' own kernels."""
+    monkeypatch.syspath_prepend(Path(sys.prefix) / "apart")  # where `make test` lays it
     pytest.importorskip("bitsandbytes")
     monkeypatch.setenv("DGATE_CACHE", str(tmp_path))
     model = load(folder, "bfloat16")

@@ -13,6 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dgate_core.evaluation.gate.comparison import RunPair
+from dgate_core.evaluation.gate.gate import judge_run
+from dgate_core.evaluation.gate.rules import GateRules, read_rules
+from dgate_core.evaluation.gate.verdict import Verdict
 from dgate_core.evaluation.results import (
     SCORE_KEYS,
     SCORES_FILE,
@@ -29,6 +33,16 @@ from dgate_core.storage import Storage, open_storage
 PICTURES = "shards/00000/pictures.parquet"
 """Bytes that are no pictures, but have the hashes that the results say."""
 POSTCARD = "a red boat and two small green trees on grass at night"
+ROWS = 300
+CLIP = "clip_score:starter-clip"
+_RNG = np.random.default_rng(0)
+SCORES = {
+    CLIP: _RNG.normal(30, 4, ROWS),
+    "caption_choice:starter-clip": (_RNG.random(ROWS) < 0.8).astype(float),
+    "attribute_accuracy": (_RNG.random(ROWS) < 0.6).astype(float),
+    "sharpness": _RNG.normal(12, 3, ROWS),
+}
+RULES = replace(read_rules("regression"), resamples=1000)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,17 @@ class Table:
     """In place of, or besides, those that the scores give."""
     fingerprint: str = "f"
     """Of the run."""
+
+
+def judge(folder: Path, candidate: Table, baseline: Table | None = None, rules: GateRules = RULES) -> Verdict:
+    """Of a candidate as a table, against a baseline that is well unless another is given."""
+    other = make_run(folder / "baseline", baseline or Table(SCORES))
+    return judge_run(make_run(folder / "candidate", replace(candidate, fingerprint="c")), other, rules, draw_noise)
+
+
+def draw_noise(pair: RunPair, metric: MetricValue) -> np.ndarray:
+    """A corpus metric whose standard error is 0.1."""
+    return np.random.default_rng(0).normal(0, 0.1, 100)
 
 
 def make_run(folder: Path, table: Table) -> Storage:

@@ -14,34 +14,26 @@ import pytest
 from dgate_core.errors import ConfigError, RunError
 from dgate_core.evaluation.gate.comparison import RunPair
 from dgate_core.evaluation.gate.gate import judge_run
-from dgate_core.evaluation.gate.rules import GateRules, list_presets, parse_rules, read_rules
+from dgate_core.evaluation.gate.rules import list_presets, parse_rules, read_rules
 from dgate_core.evaluation.gate.verdict import Verdict, read_verdict, verdict_to_record, write_verdict
 from dgate_core.evaluation.results import EVALUATION_FILE, SCORES_FILE, EvaluationError, MetricValue
 from dgate_core.runs.layout import RESULTS_FILE
 from dgate_core.storage import Storage, open_storage
 from flows.cli import main
-from tests.gate_lab import PICTURES, Table, broken, corpus, make_run, measure
-
-ROWS = 300
-CLIP = "clip_score:starter-clip"
-RNG = np.random.default_rng(0)
-SCORES = {
-    CLIP: RNG.normal(30, 4, ROWS),
-    "caption_choice:starter-clip": (RNG.random(ROWS) < 0.8).astype(float),
-    "attribute_accuracy": (RNG.random(ROWS) < 0.6).astype(float),
-    "sharpness": RNG.normal(12, 3, ROWS),
-}
-RULES = replace(read_rules("regression"), resamples=1000)
-
-
-def draw_noise(pair: RunPair, metric: MetricValue) -> np.ndarray:
-    """A corpus metric whose standard error is 0.1."""
-    return np.random.default_rng(0).normal(0, 0.1, 100)
-
-
-def judge(folder: Path, candidate: Table, baseline: Table | None = None, rules: GateRules = RULES) -> Verdict:
-    other = make_run(folder / "baseline", baseline or Table(SCORES))
-    return judge_run(make_run(folder / "candidate", replace(candidate, fingerprint="c")), other, rules, draw_noise)
+from tests.gate_lab import (
+    CLIP,
+    PICTURES,
+    ROWS,
+    RULES,
+    SCORES,
+    Table,
+    broken,
+    corpus,
+    draw_noise,
+    judge,
+    make_run,
+    measure,
+)
 
 
 def find_fails(verdict: Verdict) -> list[str]:

@@ -14,34 +14,27 @@ import pytest
 
 from dgate_core.errors import ConfigError
 from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
-from dgate_core.evaluation.gate.comparison import RunPair
 from dgate_core.evaluation.gate.gate import judge_run
-from dgate_core.evaluation.gate.rules import GateRules, parse_rules, read_rules
+from dgate_core.evaluation.gate.rules import parse_rules, read_rules
 from dgate_core.evaluation.gate.verdict import Check, Verdict
-from dgate_core.evaluation.results import EVALUATION_FILE, SCORES_FILE, MetricValue, read_evaluation, write_evaluation
+from dgate_core.evaluation.results import EVALUATION_FILE, SCORES_FILE, read_evaluation, write_evaluation
 from dgate_core.runs.layout import RESULTS_FILE
 from dgate_core.storage import Storage, open_storage
-from tests.gate_lab import PICTURES, Table, corpus, hash_bytes, make_picture_run, make_run, write_table
-
-ROWS = 300
-CLIP = "clip_score:starter-clip"
-RNG = np.random.default_rng(0)
-SCORES = {
-    CLIP: RNG.normal(30, 4, ROWS),
-    "caption_choice:starter-clip": (RNG.random(ROWS) < 0.8).astype(float),
-    "attribute_accuracy": (RNG.random(ROWS) < 0.6).astype(float),
-    "sharpness": RNG.normal(12, 3, ROWS),
-}
-RULES = replace(read_rules("regression"), resamples=1000)
-
-
-def draw_noise(pair: RunPair, metric: MetricValue) -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 0.1, 100)
-
-
-def judge(folder: Path, candidate: Table, baseline: Table | None = None, rules: GateRules = RULES) -> Verdict:
-    other = make_run(folder / "baseline", baseline or Table(SCORES))
-    return judge_run(make_run(folder / "candidate", replace(candidate, fingerprint="c")), other, rules, draw_noise)
+from tests.gate_lab import (
+    CLIP,
+    PICTURES,
+    ROWS,
+    RULES,
+    SCORES,
+    Table,
+    corpus,
+    draw_noise,
+    hash_bytes,
+    judge,
+    make_picture_run,
+    make_run,
+    write_table,
+)
 
 
 def find_fail(verdict: Verdict) -> Check:

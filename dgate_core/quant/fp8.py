@@ -30,21 +30,26 @@ class Fp8Product(QuantisedProduct):
     def multiply_on_tensor_cores(self, quantised: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Scales by row and by column go into the product's epilogue; it writes bfloat16."""
         rows = self.input_scale.expand(len(quantised), 1).contiguous()
-        product = torch._scaled_mm(
+        return torch._scaled_mm(
             quantised,
             self.weight.t(),
             scale_a=rows,
             scale_b=self.weight_scale.unsqueeze(0),
+            bias=None if self.bias is None else self.bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         ).to(dtype)
-        return product if self.bias is None else product + self.bias
 
 
 class Fp8TensorProduct(Fp8Product):
-    """Weights by one scale: the faster kernel, with the bias in it; E4M3's exponents bear the channels' spread."""
+    """Weights by one scale, which spares a kernel for the rows' scales; E4M3's exponents bear the channels' spread."""
 
     granularity = "tensor"
+
+    @classmethod
+    def find_kind_of_convolutions(cls) -> type[QuantisedProduct]:
+        """Their kernel takes a scale per channel at no cost."""
+        return Fp8Product
 
     def multiply_on_tensor_cores(self, quantised: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """See `Fp8Product`."""

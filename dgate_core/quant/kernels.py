@@ -1,7 +1,7 @@
 """Which 8-bit products pay on a device: what is quantised is chosen by speed first, the gate judges it afterwards.
 
-On an H200 linear layers in FP8 by one weight scale gain (reports/benchmarks/h200). Convolutions in FP8 were not timed:
-by windows they move nine times their bytes, so they stay in cuDNN's 16 bits until a figure says otherwise.
+On CUDA linear layers take one weight scale, whose product needs no kernel for scales of rows, and convolutions a kernel
+of D-Gate's, where they have channels enough for it (reports/benchmarks/h200).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from torch import nn
 
 from dgate_core.models.families.latent import LatentModel
 from dgate_core.quant.calibration import Calibration
-from dgate_core.quant.layers import list_layers
+from dgate_core.quant.layers import Layer, list_layers
 from dgate_core.quant.plan import Granularity, Quantization
 
+STEP: Final = 64
+"""Channels of a step of D-Gate's FP8 convolution."""
 _BY_OUR_PRODUCTS: Final = frozenset({"compiled", "eager"})
 """Backends that compute by `product`'s modules; the others have convolutions of their own."""
 
@@ -37,7 +39,9 @@ class Kernels:
     linear_only: bool = False
     """Whether convolutions keep their 16 bits."""
     granularity: Granularity = "channel"
-    """Of the weights' scales."""
+    """Of the linear weights' scales."""
+    channel_step: int = 1
+    """Convolutions whose input channels are no multiple of it keep their 16 bits."""
 
 
 def choose_kernels(
@@ -53,16 +57,21 @@ def choose_kernels(
     """
     options = options or KernelOptions()
     is_fp8_on_cuda = (quantization, device) == ("fp8", "cuda") and backend in _BY_OUR_PRODUCTS
-    fastest = Kernels(linear_only=True, granularity="tensor") if is_fp8_on_cuda else Kernels()
-    return Kernels(
-        fastest.linear_only if options.linear_only is None else options.linear_only,
-        options.granularity or fastest.granularity,
+    fastest = Kernels(granularity="tensor", channel_step=STEP) if is_fp8_on_cuda else Kernels()
+    return replace(
+        fastest,
+        linear_only=fastest.linear_only if options.linear_only is None else options.linear_only,
+        granularity=options.granularity or fastest.granularity,
     )
 
 
 def narrow_calibration(calibration: Calibration, model: LatentModel, kernels: Kernels) -> Calibration:
     """The same without the layers that the kernels leave in 16 bit."""
-    if not kernels.linear_only:
-        return calibration
-    linear = {name for name, layer in list_layers(model).items() if isinstance(layer, nn.Linear)}
-    return replace(calibration, layers={name: seen for name, seen in calibration.layers.items() if name in linear})
+
+    def takes(layer: Layer) -> bool:
+        if isinstance(layer, nn.Linear):
+            return True
+        return not kernels.linear_only and layer.in_channels % kernels.channel_step == 0
+
+    taken = {name for name, layer in list_layers(model).items() if takes(layer)}
+    return replace(calibration, layers={name: seen for name, seen in calibration.layers.items() if name in taken})

@@ -61,6 +61,11 @@ class QuantisedProduct(nn.Module, ABC):
         """Input (..., inputs) in the storage, in units of `input_scale`."""
         return self.round(values.float() * self.input_factor)
 
+    @classmethod
+    def find_kind_of_convolutions(cls) -> type[QuantisedProduct]:
+        """The product that convolutions take beside linear layers of this one."""
+        return cls
+
     @abstractmethod
     def multiply(self, quantised: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """(rows, inputs) of the storage → (rows, outputs)."""
@@ -80,20 +85,66 @@ class QuantisedLinear(nn.Module):
 
 
 class QuantisedConv2d(nn.Module):
-    """Takes the place of nn.Conv2d: the windows of the 8-bit picture become rows (im2col), channels last."""
+    """Takes the place of nn.Conv2d. On CUDA a kernel of D-Gate's convolves in FP8; elsewhere the windows of the 8-bit
+    picture become rows (im2col), channels last."""
+
+    scale: torch.Tensor
 
     def __init__(self, product: QuantisedProduct, conv: nn.Conv2d) -> None:
         super().__init__()
         self.product = product
         self.kernel, self.stride = _to_pair(conv.kernel_size), _to_pair(conv.stride)
         self.padding = _to_pair(conv.padding)
+        scale = (product.weight_scale * product.input_scale).expand(len(product.weight))
+        self.register_buffer("scale", scale.contiguous())
+        self.has_kernel = self._find_kernel(conv)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) → (N, outputs, h, w) in channels_last, in the dtype of the input."""
-        values = self.product.quantise(pictures.permute(0, 2, 3, 1))
-        windows = self.gather_windows(values)
-        rows = self.product.multiply(windows.reshape(-1, windows.shape[-1]), pictures.dtype)
-        return rows.reshape(*windows.shape[:3], -1).permute(0, 3, 1, 2)
+        # Channels first come from diffusers' upsampling of large batches.
+        values = self.product.quantise(pictures.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+        return self.convolve(values, dtype=pictures.dtype)
+
+    def convolve(
+        self,
+        quantised: torch.Tensor,
+        shift: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> torch.Tensor:
+        """The convolution of what is quantised already, and a shift.
+
+        Args:
+            quantised: (N, C, H, W) of the storage, in channels_last.
+            shift: (N, outputs), for all pixels of a picture, or None.
+            dtype: Of the result.
+        """
+        if self.has_kernel:
+            found: torch.Tensor = torch.ops.dgate.convolution(
+                quantised,
+                self.product.weight,
+                self.scale,
+                self.product.bias,
+                self.kernel[0],
+                self.stride[0],
+                self.padding[0],
+                shift,
+            )
+            return found.to(dtype)
+        windows = self.gather_windows(quantised.permute(0, 2, 3, 1))
+        rows = self.product.multiply(windows.reshape(-1, windows.shape[-1]), dtype)
+        result = rows.reshape(*windows.shape[:3], -1).permute(0, 3, 1, 2)
+        return result if shift is None else result + shift[:, :, None, None]
+
+    def _find_kernel(self, conv: nn.Conv2d) -> bool:
+        """Whether D-Gate's kernel takes this layer here."""
+        weight = self.product.weight
+        if weight.device.type != "cuda" or weight.dtype != torch.float8_e4m3fn or not has_triton():
+            return False
+        from dgate_core.kernels import ops  # noqa: F401 - defines torch.ops.dgate
+        from dgate_core.kernels.convolution import can_convolve
+
+        are_square = all(len(set(each)) == 1 for each in (self.kernel, self.stride, self.padding))
+        return are_square and can_convolve(conv.in_channels)
 
     def gather_windows(self, values: torch.Tensor) -> torch.Tensor:
         """(N, H, W, C) → (N, h, w, kernel height * kernel width * C); bytes are moved, whatever they mean."""
@@ -122,7 +173,14 @@ def quantise_layer(
     if isinstance(layer, nn.Linear):
         return QuantisedLinear(kind(layer.weight, layer.bias, limits, smoothing))
     rows = layer.weight.permute(0, 2, 3, 1).flatten(1)
-    return QuantisedConv2d(kind(rows, layer.bias, limits), layer)
+    return QuantisedConv2d(kind.find_kind_of_convolutions()(rows, layer.bias, limits), layer)
+
+
+def has_triton() -> bool:
+    """Whether PyTorch found a Triton for its device."""
+    from torch.utils._triton import has_triton as found
+
+    return bool(found())
 
 
 def _to_pair(sizes: Any) -> tuple[int, int]:

@@ -190,7 +190,7 @@ def test_a_plan_within_the_budget_survives_its_file(
 @pytest.mark.parametrize(
     ("quantization", "backend", "device", "expected"),
     [
-        ("fp8", "compiled", "cuda", Kernels(linear_only=True, granularity="tensor")),
+        ("fp8", "compiled", "cuda", Kernels(granularity="tensor", channel_step=64)),
         ("fp8", "tensorrt", "cuda", Kernels()),
         ("fp8", "compiled", "cpu", Kernels()),
         ("int8", "onnx_runtime", "cpu", Kernels()),
@@ -200,8 +200,8 @@ def test_kernels_are_the_fastest_unless_the_user_says(
     quantization: Quantization, backend: str, device: str, expected: Kernels
 ) -> None:
     assert choose_kernels(quantization, backend, device) == expected
-    said = choose_kernels(quantization, backend, device, KernelOptions(linear_only=False, granularity="channel"))
-    assert said == Kernels(linear_only=False, granularity="channel")
+    said = choose_kernels(quantization, backend, device, KernelOptions(linear_only=True, granularity="channel"))
+    assert said == replace(expected, linear_only=True, granularity="channel")
 
 
 def test_an_artefact_of_linear_layers_by_one_scale(
@@ -212,7 +212,7 @@ def test_an_artefact_of_linear_layers_by_one_scale(
     model, kernels = load(folder), KernelOptions(linear_only=True, granularity="tensor")
     options = BuildOptions("fp8", "eager", OPTIONS, SensitivityOptions(error_budget=1.0), kernels)
     artefact = build_artefact(model, PROMPTS, options)
-    assert artefact.method["kernels"] == {"linear_only": True, "granularity": "tensor"}
+    assert artefact.method["kernels"] == {"linear_only": True, "granularity": "tensor", "channel_step": 1}
     plan, layers = read_plan(artefact.find_file("plan.safetensors")), list_layers(model)
     assert set(plan.layers) == {name for name, layer in layers.items() if isinstance(layer, nn.Linear)}
     with put_on_trial(artefact):
@@ -280,7 +280,10 @@ def test_a_plan_without_trials_takes_every_layer_that_was_seen(model: LatentMode
     plan = make_plan(calibration, "fp8", "tensor")
     assert set(plan.layers) == set(calibration.layers)
     quantise_model(model, plan)
-    assert isinstance(model.denoiser.mid_block.resnets[0].conv1.product, Fp8TensorProduct)
+    block = model.denoiser.mid_block
+    assert isinstance(block.attentions[0].transformer_blocks[0].attn1.to_q.product, Fp8TensorProduct)
+    # A convolution's kernel takes a scale per channel at no cost.
+    assert type(block.resnets[0].conv1.product) is Fp8Product
     assert compare_predictions([replay_call(model, call) for call in calibration.calls], wanted) < 0.2
     with pytest.raises(UsageError, match="per tensor"):
         quantise_model(model, replace(make_plan(calibration, "int8"), granularity="tensor"))

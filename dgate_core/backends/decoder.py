@@ -6,6 +6,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
+from dgate_core.backends.fusion import fuse, unfuse
 from dgate_core.backends.regions import compile_blocks, list_blocks, release_blocks
 from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
@@ -21,6 +22,8 @@ class CompiledDecoder:
 
     def __init__(self, model: LatentModel) -> None:
         self.model, self._warm = model, set[tuple[int, int, int]]()
+        if model.device.type == "cuda":
+            fuse(model.vae.decoder)
         compile_blocks(model.vae.decoder)
 
     @torch.inference_mode()
@@ -44,6 +47,7 @@ class CompiledDecoder:
     def release(self) -> None:
         """The decoder is eager again."""
         release_blocks(self.model.vae.decoder)
+        unfuse(self.model.vae.decoder)
 
 
 def compile_decoder(model: LatentModel) -> CompiledDecoder | None:

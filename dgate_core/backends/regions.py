@@ -8,7 +8,9 @@ from typing import Any, Final
 import torch
 
 _UNET_LAYERS: Final = frozenset({"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"})
-_REPEATED: Final = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
+_REPEATED: Final = frozenset(
+    {"ResnetBlock2D", "BasicTransformerBlock", "FusedResnet", "FusedBlock", "Upsample2D", "Downsample2D"}
+)
 """Of UNets and decoders, on CUDA: small enough that equal ones share kernels and a compilation takes seconds."""
 _VARIANTS: Final = 64
 """Compilations of one block: a UNet's levels differ in their channels, and torch gives up after eight."""
@@ -29,9 +31,10 @@ def release_blocks(module: Any) -> None:
 
 
 def list_blocks(module: Any) -> list[torch.nn.Module]:
-    """The repeated blocks of a denoiser or a decoder."""
+    """The repeated blocks of a denoiser or a decoder, and a UNet's first convolution for its bias."""
     names = _REPEATED | set(getattr(module, "_repeated_blocks", None) or ())
-    return [block for block in module.modules() if type(block).__name__ in names]
+    first = [module.conv_in] if hasattr(module, "down_blocks") and hasattr(module, "conv_in") else []
+    return first + [block for block in module.modules() if type(block).__name__ in names]
 
 
 def compile_regions(denoiser: Any) -> None:

@@ -68,7 +68,7 @@ CASES: Final[Mapping[str, Case]] = {
             "normal quality, low quality, worst quality, low res, blurry, nsfw, nude",
             {"lossless": 1.9, "fp8": 2.4, "fp8+deep-cache": 4.2},
         ),
-        Case("sd15", "sd15", 50, 7.5, 32, (16, 32), targets={"lossless": 6.0}),
+        Case("sd15", "sd15", 50, 7.5, 32, (16, 32), targets={"lossless": 6.0, "fp8": 6.0}),
         Case(
             "flux-dev",
             "flux-dev",

@@ -97,13 +97,20 @@ class DeepCache:
         for depth in range(deepest, -1, -1):
             if is_full and depth == self.branch and self.interval > 1:
                 self._kept = hidden
-            hidden = _run_layer(self._ups[depth], torch.cat([hidden, skips[depth]], dim=1), embedding, text)
+            hidden = _run_layer(self._ups[depth], self.join(hidden, skips[depth]), embedding, text)
             for upsampler in self._ups[depth].samplers:
                 hidden = upsampler(hidden, skips[depth - 1].shape[2:] if needs_sizes else None)
         if unet.conv_norm_out:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
         predicted = unet.conv_out(hidden)
         return UNet2DConditionOutput(sample=predicted) if return_dict else (predicted,)
+
+    def join(self, hidden: torch.Tensor, skipped: torch.Tensor) -> torch.Tensor:
+        """The channels of both, by the kernel that a backend brought, or by PyTorch's own."""
+        if getattr(self.unet, "joins_by_kernel", False):
+            joined: torch.Tensor = torch.ops.dgate.joining(hidden, skipped)
+            return joined
+        return torch.cat([hidden, skipped], dim=1)
 
     def _embed(
         self, embedding: torch.Tensor, text: torch.Tensor, added: dict[str, torch.Tensor] | None

@@ -171,7 +171,7 @@ def test_a_gpu_s_profiles_are_rehearsed_on_a_cpu() -> None:
     found = measure_generation(options, ignore, ignore)
     assert found["not_run"] == {}
     notes = [each["notes"] for each in found["contestants"].values()]
-    assert all("linear layers, one scale per tensor of the weight" in each[0] for each in notes)
+    assert all(" layers, one scale per tensor of the weight" in each[0] for each in notes)
     assert notes[1][1] == "backend eager, deep-cache-2-branch-2"
     named = [name for job in TABLE if isinstance(job.options, GenerationBenchOptions) for name in job.options.profiles]
     assert {parse_variant(name, "cuda").profile.backends[0] for name in named} == {"compiled", "eager"}

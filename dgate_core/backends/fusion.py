@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import nn
 
+from dgate_core.errors import ModelError
 from dgate_core.quant.fp8 import Fp8Product
 from dgate_core.quant.product import QuantisedConv2d, QuantisedLinear
 
@@ -83,15 +84,25 @@ class FusedTransformer(Transformer2DModel):
         **given: Any,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """See `Transformer2DModel`."""
-        if any(value is not None for value in given.values()):
-            names = ", ".join(name for name, value in given.items() if value is not None)
-            raise NotImplementedError(f"fused kernels take no {names}")
+        self._check(given)
         height, width = hidden_states.shape[2:]
         tokens = enter(self.norm, self.proj_in, hidden_states)
         for block, words in zip(self.transformer_blocks, self._read(encoder_hidden_states), strict=True):
             tokens = block(tokens, encoder_hidden_states=words)
         pictures = leave(self.proj_out, tokens.unflatten(1, (height, width)), hidden_states)
         return Transformer2DModelOutput(sample=pictures) if return_dict else (pictures,)
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        """What came after the kernels were put in would be left out of the pictures without a word."""
+        strange = [name for name, value in given.items() if value is not None]
+        attentions = [each for block in self.transformer_blocks for each in (block.attn1, block.attn2)]
+        strange += {type(each.processor).__name__ for each in attentions if each is not None} - {_PLAIN}
+        if strange:
+            raise ModelError(
+                f"{', '.join(strange)} in a UNet whose blocks D-Gate's kernels compute",
+                "what is known when the backend is prepared",
+                "load adapters before the model is served, or take the profile exact",
+            )
 
     def _read(self, text: torch.Tensor | None) -> list[Words | None]:
         if text is None:
@@ -209,6 +220,7 @@ _FUSED: Final[Mapping[type, type]] = {
 _UPS: Final = (UpBlock2D, CrossAttnUpBlock2D)
 
 
+_PLAIN: Final = AttnProcessor2_0.__name__
 LEAST_CHANNELS: Final = 512
 """A narrower network waits for its launches, which these kernels have more of, and not for memory."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
@@ -28,6 +28,7 @@ from dgate_core.backends.fusion import (
     unfuse,
 )
 from dgate_core.backends.regions import compile_blocks
+from dgate_core.errors import ModelError
 from dgate_core.models.savers.deep_cache import DeepCache
 from dgate_core.quant.fp8 import Fp8Product
 from dgate_core.quant.layers import replace_layer
@@ -117,6 +118,27 @@ def test_the_text_is_read_once_for_all_steps_and_forgotten_with_it() -> None:
     del other, text
     gc.collect()
     assert not {"_words", "_known_text"} & set(transformer.__dict__)
+
+
+@torch.inference_mode()
+def test_what_comes_after_the_kernels_is_refused_and_not_left_out() -> None:
+    class Mine(AttnProcessor2_0):
+        """Of an adapter, say."""
+
+    unet, inputs = make_unet(), draw_inputs()
+    fuse(unet, least_channels=1)
+    unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(Mine())
+    with pytest.raises(ModelError, match="Mine in a UNet"):
+        unet(*inputs)
+    mask = torch.ones(1, 5, device=DEVICE)
+    with pytest.raises(ModelError, match="encoder_attention_mask"):
+        make_fused()(*inputs, encoder_attention_mask=mask)
+
+
+def make_fused() -> UNet2DConditionModel:
+    unet = make_unet()
+    fuse(unet, least_channels=1)
+    return unet
 
 
 def quantise(unet: UNet2DConditionModel, *names: str) -> None:

@@ -12,8 +12,6 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Final
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
@@ -21,11 +19,18 @@ from dgate_core.backends.decoder import compile_decoder
 from dgate_core.backends.eager import EagerDenoiser, quantise_in_place
 from dgate_core.backends.fusion import fuse, unfuse
 from dgate_core.backends.inputs import record_call
-from dgate_core.backends.regions import compile_blocks, compile_regions, release_blocks, release_regions
+from dgate_core.backends.regions import (
+    COMPILE_ERRORS,
+    compile_blocks,
+    compile_regions,
+    release_blocks,
+    release_regions,
+)
 from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import Samples
 from dgate_core.models.families.latent import LatentModel
+from dgate_core.models.families.placement import prefer_channels_last
 from dgate_core.models.hashing import find_cache_folder
 
 CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
@@ -75,14 +80,14 @@ class CompiledDenoiser(EagerDenoiser):
         call = record_call(self.model, ShapeBucket(key.height, key.width), samples)
         try:
             self(call.samples, call.timestep, **call.conditioning)
-        except (TorchDynamoException, InductorError) as error:
-            self.release()
+        except COMPILE_ERRORS as error:
             reason = " ".join(str(error).split())[:400]
             raise BackendUnfitError(f"torch.compile fails: {reason}", "a compiler that works") from error
         self._warm.add(size)
 
     def release(self) -> None:
-        """The module is eager again."""
+        """See `PreparedDenoiser`."""
+        super().release()
         release_regions(self.model.denoiser)
 
 
@@ -94,9 +99,10 @@ class CompiledOnCuda(CompiledDenoiser):
     def __init__(self, model: LatentModel, artefact: str | None) -> None:
         super().__init__(model, artefact)
         if hasattr(model.denoiser, "down_blocks"):
-            model.denoiser.to(memory_format=torch.channels_last)
-        model.vae.to(memory_format=torch.channels_last)
-        if model.device.type == "cuda":
+            prefer_channels_last(model.denoiser)
+        prefer_channels_last(model.vae)
+        # Offloading by leaves brings weights when a leaf is called, and a fused block reads some without calling it.
+        if model.device.type == "cuda" and model.memory.offload in {"none", "model"}:
             fuse(model.denoiser)
         compile_blocks(model.denoiser)
         self.decoder = compile_decoder(model)
@@ -107,7 +113,8 @@ class CompiledOnCuda(CompiledDenoiser):
             return super().__call__(samples, timestep, **conditioning)
 
     def release(self) -> None:
-        """See `CompiledDenoiser`."""
+        """See `PreparedDenoiser`."""
+        super().release()
         release_blocks(self.model.denoiser)
         unfuse(self.model.denoiser)
 

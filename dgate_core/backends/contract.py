@@ -77,8 +77,12 @@ class PreparedDenoiser(DenoiserCall, Protocol):
         """Builds or compiles what a batch of so many samples needs, so that no row's time holds it.
 
         Raises:
-            BackendUnfitError: this size cannot be served.
+            BackendUnfitError: this size cannot be served; others are as before.
         """
+        ...
+
+    def release(self) -> None:
+        """The model is as it was before, for the next backend."""
         ...
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from dgate_core.backends.fusion import fuse, unfuse
-from dgate_core.backends.regions import compile_blocks, list_blocks, release_blocks
+from dgate_core.backends.regions import COMPILE_ERRORS, compile_blocks, list_blocks, release_blocks
 from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.latent import LatentModel
@@ -38,7 +36,7 @@ class CompiledDecoder:
             return
         try:
             self.model.decode(self.model.draw_decodable(key, pictures))
-        except (TorchDynamoException, InductorError) as error:
+        except COMPILE_ERRORS as error:
             self.release()
             reason = " ".join(str(error).split())[:400]
             raise BackendUnfitError(f"torch.compile fails: {reason}", "a compiler that works") from error

@@ -8,6 +8,7 @@ import torch
 
 from dgate_core.backends.contract import BackendRequest, PreparedDecoder, PreparedDenoiser
 from dgate_core.backends.quantised import find_wanted_artefact
+from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import Samples
 from dgate_core.models.families.latent import LatentModel
@@ -39,6 +40,11 @@ class EagerDenoiser:
     def warm_up(self, key: BatchKey, samples: int) -> None:
         """Nothing is to be built."""
 
+    def release(self) -> None:
+        """See `PreparedDenoiser`."""
+        if self.decoder is not None:
+            self.decoder.release()
+
 
 def quantise_in_place(model: LatentModel, request: BackendRequest, backend: str) -> str | None:
     """Puts the quantised layers of the wanted artefact into the model, and returns its name.
@@ -49,6 +55,12 @@ def quantise_in_place(model: LatentModel, request: BackendRequest, backend: str)
     artefact = find_wanted_artefact(model, request, backend)
     if artefact is None:
         return None
+    if model.memory.offload in {"group", "sequential"}:
+        raise BackendUnfitError(
+            f"8-bit layers with the denoiser's weights offloaded by {model.memory.offload}",
+            "a denoiser that lies on the device whole",
+            "take the profile fast or small, or a larger GPU",
+        )
     from dgate_core.quant.artefact import PLAN_FILE
     from dgate_core.quant.plan import read_plan
     from dgate_core.quant.quantise import quantise_model

@@ -41,7 +41,9 @@ class FusedResnet(ResnetBlock2D):
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
         """See `ResnetBlock2D`."""
         shift = None
-        if self.time_emb_proj is not None and temb is not None:
+        if temb is not None:
+            if self.time_emb_proj is None:
+                return super().forward(input_tensor, temb)
             shift = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
         hidden = normalise_groups(self.norm1, input_tensor, silu=True, into=self.conv1)
         hidden = convolve(self.conv1, hidden, input_tensor.dtype, shift)
@@ -65,9 +67,10 @@ class FusedBlock(BasicTransformerBlock):
         _, normal = normalise_rows(self.norm1, stream, into=self.attn1.to_q if self.shares_input else None)
         added = attend(self.attn1, normal, None, dtype)
         if self.attn2 is not None:
-            stream, normal = normalise_rows(self.norm2, added, stream, into=self.attn2.to_q)
             words = encoder_hidden_states
             words = words if isinstance(words, tuple) else read_words(self.attn2, words)
+            into = None if words is None else self.attn2.to_q
+            stream, normal = normalise_rows(self.norm2, added, stream, into=into)
             added = attend(self.attn2, normal, words, dtype)
         stream, normal = normalise_rows(self.norm3, added, stream, into=self.ff.net[0].proj)
         return feed_forward(self.ff.net, normal, dtype) + stream
@@ -98,11 +101,7 @@ class FusedTransformer(Transformer2DModel):
         attentions = [each for block in self.transformer_blocks for each in (block.attn1, block.attn2)]
         strange += {type(each.processor).__name__ for each in attentions if each is not None} - {_PLAIN}
         if strange:
-            raise ModelError(
-                f"{', '.join(strange)} in a UNet whose blocks D-Gate's kernels compute",
-                "what is known when the backend is prepared",
-                "load adapters before the model is served, or take the profile exact",
-            )
+            raise _refuse(", ".join(strange))
 
     def _read(self, text: torch.Tensor | None) -> list[Words | None]:
         if text is None:
@@ -133,6 +132,7 @@ class FusedUp(UpBlock2D):
         upsample_size: int | None = None,
     ) -> torch.Tensor:
         """See `UpBlock2D`."""
+        _check_is_not_freed(self)
         for resnet, skipped in zip(self.resnets, reversed(res_hidden_states_tuple), strict=True):
             hidden_states = resnet(torch.ops.dgate.joining(hidden_states, skipped), temb)
         for upsampler in self.upsamplers or ():
@@ -153,6 +153,7 @@ class FusedCrossUp(CrossAttnUpBlock2D):
         **given: Any,
     ) -> torch.Tensor:
         """See `CrossAttnUpBlock2D`."""
+        _check_is_not_freed(self)
         skips = reversed(res_hidden_states_tuple)
         for resnet, attention, skipped in zip(self.resnets, self.attentions, skips, strict=True):
             hidden_states = resnet(torch.ops.dgate.joining(hidden_states, skipped), temb)
@@ -290,6 +291,19 @@ def _is_freed(block: nn.Module) -> bool:
     return any(getattr(block, name, None) for name in ("s1", "s2", "b1", "b2"))
 
 
+def _check_is_not_freed(block: nn.Module) -> None:
+    if _is_freed(block):
+        raise _refuse("FreeU")
+
+
+def _refuse(what: str) -> ModelError:
+    return ModelError(
+        f"{what} in a UNet whose blocks D-Gate's kernels compute",
+        "what is known when the backend is prepared",
+        "load adapters before the model is served, or take the profile exact",
+    )
+
+
 def _is_plain_resnet(block: ResnetBlock2D) -> bool:
     return (
         (block.time_embedding_norm == "default" or block.time_emb_proj is None)
@@ -355,6 +369,7 @@ def _is_wide(attention: Attention) -> bool:
     return (
         type(attention.processor) is AttnProcessor2_0
         and attention.heads == 1
+        and isinstance(attention.to_q, nn.Linear)
         and attention.to_q.out_features > _WIDEST
         and attention.group_norm is not None
         and attention.spatial_norm is None

@@ -78,6 +78,9 @@ class OnnxDenoiser:
         return run_session(session, inputs).to(samples.dtype)
 
     @torch.inference_mode()
+    def release(self) -> None:
+        """See `PreparedDenoiser`: the module itself was never changed."""
+
     def warm_up(self, key: BatchKey, samples: int) -> None:
         """See `PreparedDenoiser`."""
         bucket = ShapeBucket(key.height, key.width)

@@ -97,8 +97,7 @@ class ServedDenoiser:
                 if not self._waiting:
                     self._unfit[size] = error
                     raise
-                if self._prepared.decoder is not None:
-                    self._prepared.decoder.release()
+                self._prepared.release()
                 self._prepared = self._prepare_next(self.serving.backend, error)
 
     def warm_up_decoder(self, key: BatchKey, pictures: int) -> None:

@@ -6,14 +6,29 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+
+
+def _list_triton_errors() -> list[type[Exception]]:
+    """Triton comes with PyTorch for Linux."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return []
+    return [TritonError]
+
 
 _UNET_LAYERS: Final = frozenset({"ResnetBlock2D", "Transformer2DModel", "BasicTransformerBlock"})
 _REPEATED: Final = frozenset(
     {"ResnetBlock2D", "BasicTransformerBlock", "FusedResnet", "FusedBlock", "Upsample2D", "Downsample2D"}
 )
 """Of UNets and decoders, on CUDA: small enough that equal ones share kernels and a compilation takes seconds."""
-_VARIANTS: Final = 64
-"""Compilations of one block: a UNet's levels differ in their channels, and torch gives up after eight."""
+_VARIANTS: Final = 4096
+"""Compilations of one block's code, over all levels, sizes, models and GPUs of a process: beyond it torch computes
+eagerly without a word, and its own number is eight."""
+COMPILE_ERRORS: Final[tuple[type[Exception], ...]] = (TorchDynamoException, InductorError, *_list_triton_errors())
+"""What compiling raises, D-Gate's own kernels included."""
 
 
 def compile_blocks(module: Any) -> None:
@@ -63,4 +78,6 @@ def list_regions(denoiser: Any) -> Iterator[torch.nn.Module]:
 
 
 def _allow_variants() -> None:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _VARIANTS)

@@ -83,6 +83,9 @@ class TensorRTDenoiser:
         return engine.run(inputs)
 
     @torch.inference_mode()
+    def release(self) -> None:
+        """See `PreparedDenoiser`: the module itself was never changed."""
+
     def warm_up(self, key: BatchKey, samples: int) -> None:
         """See `PreparedDenoiser`."""
         bucket = ShapeBucket(key.height, key.width, round_up(samples))

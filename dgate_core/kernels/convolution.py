@@ -152,7 +152,7 @@ def run_convolution(
         weight,
         scale,
         scale if bias is None else bias,
-        scale if shift is None else shift.contiguous(),
+        scale if shift is None else shift.expand(number, outputs).contiguous(),
         result,
         rows,
         height,

@@ -29,23 +29,31 @@ def _sum_channels(
     block_pixels: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Sums and sums of squares over a share of a picture's pixels, for each channel."""
+    """Sums over a share of a picture's pixels for each channel, of what differs from the share's first pixel and of its
+    squares: a mean far from 0 takes nothing from the deviation's digits."""
     picture, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
     first = part * share
     last = tl.minimum(first + share, pixels)
-    start = pictures + picture.to(tl.int64) * pixels * channels
+    known = channel < channels
+    start = pictures + (picture.to(tl.int64) * pixels + first) * channels
+    pivot = tl.load(start + channel, mask=known & (channel * 0 + first < last), other=0.0).to(tl.float32)
     total = tl.zeros([block_pixels, block_channels], tl.float32)
     squares = tl.zeros([block_pixels, block_channels], tl.float32)
-    for begin in range(first, last, block_pixels):
-        pixel = begin + tl.arange(0, block_pixels)
-        inside = (pixel[:, None] < last) & (channel[None, :] < channels)
-        value = tl.load(start + pixel[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    first_value = start
+    for begin in range(0, last - first, block_pixels):
+        pixel = tl.arange(0, block_pixels)
+        inside = (begin + pixel[:, None] < last - first) & known[None, :]
+        place = first_value + pixel[:, None] * channels + channel[None, :]
+        value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        value = tl.where(inside, value - pivot[None, :], 0.0)
         total += value
         squares += value * value
-    place = sums + (picture * parts + part) * 2 * channels + channel
-    tl.store(place, tl.sum(total, 0), mask=channel < channels)
-    tl.store(place + channels, tl.sum(squares, 0), mask=channel < channels)
+        first_value += block_pixels * channels
+    place = sums + (picture * parts + part) * 3 * channels + channel
+    tl.store(place, tl.sum(total, 0), mask=known)
+    tl.store(place + channels, tl.sum(squares, 0), mask=known)
+    tl.store(place + 2 * channels, pivot, mask=known)
 
 
 @triton.jit
@@ -56,22 +64,30 @@ def _fold_groups(
     factors,
     parts,
     pixels,
+    share,
     channels,
     epsilon,
     group: tl.constexpr,
     block_parts: tl.constexpr,
     block_group: tl.constexpr,
 ):
-    """A group's mean and deviation, as a factor and a summand of each of its channels."""
+    """A group's mean and deviation (Chan, Golub and LeVeque, 1983), as a factor and a summand of each channel."""
     picture = tl.program_id(0)
     within = tl.arange(0, block_group)
     channel = tl.program_id(1) * group + within
     part = tl.arange(0, block_parts)
     inside = (part[:, None] < parts) & (within[None, :] < group)
-    place = sums + (picture * parts + part[:, None]) * 2 * channels + channel[None, :]
+    place = sums + (picture * parts + part[:, None]) * 3 * channels + channel[None, :]
+    total = tl.load(place, mask=inside, other=0.0)
+    squares = tl.load(place + channels, mask=inside, other=0.0)
+    pivot = tl.load(place + 2 * channels, mask=inside, other=0.0)
+    seen = tl.minimum(tl.maximum(pixels - part * share, 0), share).to(tl.float32)[:, None]
+    seen = tl.where(inside, seen, 0.0)
+    offset = total / tl.maximum(seen, 1.0)
     count = pixels * group
-    mean = tl.sum(tl.load(place, mask=inside, other=0.0)) / count
-    variance = tl.sum(tl.load(place + channels, mask=inside, other=0.0)) / count - mean * mean
+    mean = tl.sum(seen * (pivot + offset)) / count
+    far = tl.where(inside, pivot + offset - mean, 0.0)
+    variance = tl.sum(squares - total * offset + seen * far * far) / count
     deviation = 1.0 / tl.sqrt(tl.maximum(variance, 0.0) + epsilon)
     mine = within < group
     factor = tl.load(weight + channel, mask=mine, other=0.0).to(tl.float32) * deviation
@@ -95,13 +111,13 @@ def _normalise(
 ):
     """A tile: factor, summand, SiLU, and the scale of an 8-bit format where `largest` is not 0."""
     picture = tl.program_id(1)
-    pixel = tl.program_id(0) * block_pixels + tl.arange(0, block_pixels)
+    begin, within = tl.program_id(0) * block_pixels, tl.arange(0, block_pixels)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
     known = channel < channels
     factor = tl.load(factors + picture * 2 * channels + channel, mask=known, other=0.0)
     summand = tl.load(factors + picture * 2 * channels + channels + channel, mask=known, other=0.0)
-    inside = (pixel[:, None] < pixels) & known[None, :]
-    place = picture.to(tl.int64) * pixels * channels + pixel[:, None] * channels + channel[None, :]
+    inside = (begin + within[:, None] < pixels) & known[None, :]
+    place = (picture.to(tl.int64) * pixels + begin) * channels + within[:, None] * channels + channel[None, :]
     value = tl.load(pictures + place, mask=inside, other=0.0).to(tl.float32) * factor[None, :] + summand[None, :]
     if silu:
         value = value * tl.sigmoid(value)
@@ -141,7 +157,7 @@ def run_group_norm(
     columns = triton.cdiv(channels, block_channels)
     parts = max(1, min(triton.cdiv(pixels, block_pixels), triton.cdiv(_PROGRAMS, number * columns), 256))
     share = triton.cdiv(pixels, parts)
-    sums = pictures.new_empty(number, parts, 2, channels, dtype=torch.float32)
+    sums = pictures.new_empty(number, parts, 3, channels, dtype=torch.float32)
     factors = pictures.new_empty(number, 2, channels, dtype=torch.float32)
     _sum_channels[(number, parts, columns)](
         pictures, sums, pixels, share, channels, block_pixels, block_channels, num_warps=4
@@ -154,6 +170,7 @@ def run_group_norm(
         factors,
         parts,
         pixels,
+        share,
         channels,
         epsilon,
         group,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
 
 from dgate_core.kernels.convolution import run_convolution
@@ -21,8 +22,15 @@ _E4M3: Final = torch.float8_e4m3fn
 
 def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """An operation of the library `dgate` that changes none of its inputs."""
+
+    def tell(*given: Any, **named: Any) -> Any:
+        # PyTorch asks the same where one tensor lies on `meta`, as offloaded weights do, and takes the answer as it is.
+        if any(isinstance(each, torch.Tensor) and not isinstance(each, FakeTensor) for each in given):
+            raise RuntimeError(f"dgate::{name} of a tensor without values: its weights are offloaded")
+        return fake(*given, **named)
+
     operation = custom_op(f"dgate::{name}", run, mutates_args=(), schema=schema)
-    operation.register_fake(fake)
+    operation.register_fake(tell)
     return operation
 
 

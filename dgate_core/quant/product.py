@@ -118,7 +118,7 @@ class QuantisedConv2d(nn.Module):
             shift: (N, outputs), for all pixels of a picture, or None.
             dtype: Of the result.
         """
-        if self.has_kernel:
+        if self.has_kernel and quantised.is_cuda:
             found: torch.Tensor = torch.ops.dgate.convolution(
                 quantised,
                 self.product.weight,
@@ -136,9 +136,8 @@ class QuantisedConv2d(nn.Module):
         return result if shift is None else result + shift[:, :, None, None]
 
     def _find_kernel(self, conv: nn.Conv2d) -> bool:
-        """Whether D-Gate's kernel takes this layer here."""
-        weight = self.product.weight
-        if weight.device.type != "cuda" or weight.dtype != torch.float8_e4m3fn or not has_triton():
+        """Whether D-Gate's kernel takes this layer, once it is on a GPU."""
+        if self.product.storage != torch.float8_e4m3fn or not torch.cuda.is_available() or not has_triton():
             return False
         from dgate_core.kernels import ops  # noqa: F401 - defines torch.ops.dgate
         from dgate_core.kernels.convolution import can_convolve

@@ -18,8 +18,10 @@ from dgate_core.backends.eager import EagerDenoiser
 from dgate_core.backends.opening import serve_model
 from dgate_core.backends.regions import list_blocks
 from dgate_core.engine.generate import GenerateOptions, Generator
+from dgate_core.errors import BackendUnfitError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.latent import LatentModel
+from dgate_core.models.families.placement import prefer_channels_last
 from dgate_core.models.memory_plan import MemoryPlan
 from dgate_core.models.profiles import BACKENDS, Profile
 from dgate_core.runs.spec import RunSpec
@@ -136,3 +138,30 @@ def test_noise_for_trying_a_decoder_has_the_latents_shape(make: Any, tmp_path: P
     pixels, finite = model.decode(model.draw_decodable(key, 2))
     assert pixels.shape == (2, 32, 32, 3)
     assert bool(finite.all())
+
+
+def test_a_size_that_cannot_be_compiled_leaves_the_others(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the next backend takes the blocks apart; without one the sizes before go on."""
+    from triton.errors import TritonError
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise TritonError("no registers left")
+
+    model = load(folder)
+    prepared = CompiledOnCuda(model, None)
+    blocks = [each for module in (model.denoiser, model.vae.decoder) for each in list_blocks(module)]
+    monkeypatch.setattr(model, "call_module", fail)
+    with pytest.raises(BackendUnfitError, match="no registers left"):
+        prepared.warm_up(BatchKey("x", 32, 32, 2, "default", 3.0), 2)
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    prepared.release()
+    assert all(block._compiled_call_impl is None for block in blocks)
+
+
+def test_video_decoders_keep_their_memory_format(tmp_path: Path) -> None:
+    """Their weights have a dimension more than channels_last knows."""
+    image, video = load(str(make_sd(tmp_path / "sd"))).vae, load(str(make_qwen_image(tmp_path / "qwen"))).vae
+    for vae in (image, video):
+        prefer_channels_last(vae)
+    assert image.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert any(each.ndim == 5 for each in video.parameters())

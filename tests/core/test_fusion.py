@@ -130,6 +130,10 @@ def test_what_comes_after_the_kernels_is_refused_and_not_left_out() -> None:
     unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(Mine())
     with pytest.raises(ModelError, match="Mine in a UNet"):
         unet(*inputs)
+    freed = make_fused()
+    freed.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    with pytest.raises(ModelError, match="FreeU in a UNet"):
+        freed(*inputs)
     mask = torch.ones(1, 5, device=DEVICE)
     with pytest.raises(ModelError, match="encoder_attention_mask"):
         make_fused()(*inputs, encoder_attention_mask=mask)

@@ -165,3 +165,18 @@ def test_what_torch_compile_is_told_is_what_comes(call: Callable[[], torch.Tenso
     pairs = zip(*((each if isinstance(each, tuple) else (each,)) for each in (found, told)), strict=True)
     for real, fake in pairs:
         assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())
+
+
+def test_a_mean_far_from_0_takes_nothing_from_the_deviation() -> None:
+    """As in decoders in float32, whose channels may lie far off."""
+    pictures, weight, bias = draw_pictures(1, 32, 9, 9) + 5000, draw(32), draw(32)
+    got = torch.ops.dgate.group_norm(pictures, weight, bias, 8, 1e-5, False)
+    wanted = functional.group_norm(pictures.double(), 8, weight.double(), bias.double(), 1e-5)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=5e-3)
+
+
+def test_weights_that_are_not_there_are_an_error_and_no_picture() -> None:
+    """Offloaded weights lie on `meta`, where PyTorch would take what torch.compile is told for the result."""
+    weight = torch.empty(32, device="meta")
+    with pytest.raises(RuntimeError, match="its weights are offloaded"):
+        torch.ops.dgate.group_norm(draw_pictures(1, 32, 2, 2), weight, weight, 8, 1e-5, True)

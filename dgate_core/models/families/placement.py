@@ -61,9 +61,15 @@ def lay_out(pipeline: Any, device: torch.device) -> None:
     if denoiser.dtype == torch.float16 and bool(vae.config.get("force_upcast")):
         vae.to(torch.float32)
     if device.type == "cuda":
-        vae.to(memory_format=torch.channels_last)
+        prefer_channels_last(vae)
         if hasattr(pipeline, "unet"):
-            denoiser.to(memory_format=torch.channels_last)
+            prefer_channels_last(denoiser)
+
+
+def prefer_channels_last(module: torch.nn.Module) -> None:
+    """Channels last, unless it is a video decoder, whose weights have a dimension more."""
+    if not any(each.ndim == 5 for each in module.parameters()):
+        module.to(memory_format=torch.channels_last)
 
 
 def offload_by_part(pipeline: Any, device: torch.device) -> None:

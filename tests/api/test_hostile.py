@@ -282,6 +282,8 @@ def test_clients_that_do_not_read_are_cut_off(live: Live, impatient: None) -> No
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         line.connect(("127.0.0.1", int(live.url.rpartition(":")[2])))
         line.sendall(write_head(live, content_length=str(len(data))) + data)
+        # A busy machine may not have taken the connection yet, and has none then either.
+        wait_for(lambda: bool(live.server.server_state.connections), 30)
         wait_for(lambda: not live.server.server_state.connections, 60)
         line.settimeout(5)
         assert len(read_all(line)) < 3_000_000

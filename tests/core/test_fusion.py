@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from dgate_core.backends.fusion import (
+from dgate_core.backends.fused_blocks import (
     FusedBlock,
     FusedCrossUp,
     FusedNorm,
@@ -23,10 +23,8 @@ from dgate_core.backends.fusion import (
     FusedTransformer,
     FusedUp,
     WideAttention,
-    fuse,
-    list_fusible,
-    unfuse,
 )
+from dgate_core.backends.fusion import fuse, list_fusible, unfuse
 from dgate_core.backends.regions import compile_blocks
 from dgate_core.errors import ModelError
 from dgate_core.models.savers.deep_cache import DeepCache
@@ -251,7 +249,7 @@ def test_a_decoders_blocks_and_options_that_no_fused_block_knows() -> None:
 @torch.inference_mode()
 def test_one_wide_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the queries, the last one shorter; `out_dtype` of a product is CUDA's alone, and emulated elsewhere."""
-    from dgate_core.backends import fusion
+    from dgate_core.backends import fused_blocks
 
     if not HAS_GPU:
         plain = torch.mm
@@ -261,7 +259,7 @@ def test_one_wide_head(monkeypatch: pytest.MonkeyPatch) -> None:
             return to["out"].copy_(product) if "out" in to else product.to(to.get("out_dtype", a.dtype))
 
         monkeypatch.setattr(torch, "mm", multiply)
-    monkeypatch.setattr(fusion, "_QUERIES_AT_ONCE", 16)
+    monkeypatch.setattr(fused_blocks, "_QUERIES_AT_ONCE", 16)
     torch.manual_seed(0)
     attention = Attention(288, heads=1, dim_head=288, residual_connection=True, bias=True, norm_num_groups=8)
     holder = nn.ModuleList([attention.to(DEVICE, torch.bfloat16).eval().requires_grad_(False)])

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dgate_core.backends.contract import BackendRequest, PreparedDenoiser, ShapeBucket
 from dgate_core.backends.decoder import compile_decoder
 from dgate_core.backends.eager import EagerDenoiser, quantise_in_place
-from dgate_core.backends.fusion import fuse, unfuse
+from dgate_core.backends.fusion import fuse, share_halves, unfuse
 from dgate_core.backends.inputs import record_call
 from dgate_core.backends.regions import (
     COMPILE_ERRORS,
@@ -69,12 +69,12 @@ class CompiledDenoiser(EagerDenoiser):
 
     def __init__(self, model: LatentModel, artefact: str | None) -> None:
         super().__init__(model, artefact)
-        self._warm: set[tuple[int, int, int]] = set()
+        self._warm: set[tuple[int, int, int, bool]] = set()
 
     @torch.inference_mode()
     def warm_up(self, key: BatchKey, samples: int) -> None:
         """See `PreparedDenoiser`: the first size of a batch is compiled for itself, the second for all that follow."""
-        size = (key.height, key.width, samples)
+        size = (key.height, key.width, samples, self.model.are_pairs)
         if size in self._warm:
             return
         call = record_call(self.model, ShapeBucket(key.height, key.width), samples)
@@ -109,6 +109,7 @@ class CompiledOnCuda(CompiledDenoiser):
 
     def __call__(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """See `DenoiserCall`."""
+        share_halves(self.model.denoiser, self.model.are_pairs)
         with prefer_cudnn():
             return super().__call__(samples, timestep, **conditioning)
 

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, UpBlock2D
 from torch import nn
 
 from dgate_core.backends.fused_steps import (
@@ -67,7 +67,8 @@ class FusedBlock(BasicTransformerBlock):
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | Words | None = None, **given: Any
     ) -> torch.Tensor:
-        """See `BasicTransformerBlock`; the text may come as its keys and values."""
+        """See `BasicTransformerBlock`; the text may come as its keys and values, and for two halves of which the stream
+        is one."""
         assert not any(value is not None for value in given.values()), given.keys()
         stream, dtype = hidden_states, hidden_states.dtype
         _, normal = normalise_rows(self.norm1, stream, into=self.attn1.to_q if self.shares_input else None)
@@ -75,6 +76,8 @@ class FusedBlock(BasicTransformerBlock):
         if self.attn2 is not None:
             words = encoder_hidden_states
             words = words if isinstance(words, tuple) else read_words(self.attn2, words)
+            if words is not None and len(words[0]) == 2 * len(stream):
+                stream, added = torch.cat([stream, stream]), torch.cat([added, added])
             into = None if words is None else self.attn2.to_q
             stream, normal = normalise_rows(self.norm2, added, stream, into=into)
             added = attend(self.attn2, normal, words, dtype)
@@ -98,6 +101,8 @@ class FusedTransformer(Transformer2DModel):
         tokens = enter(self.norm, self.proj_in, hidden_states)
         for block, words in zip(self.transformer_blocks, self._read(encoder_hidden_states), strict=True):
             tokens = block(tokens, encoder_hidden_states=words)
+        if len(tokens) == 2 * len(hidden_states):
+            hidden_states = torch.cat([hidden_states, hidden_states])
         pictures = leave(self.proj_out, tokens.unflatten(1, (height, width)), hidden_states)
         return Transformer2DModelOutput(sample=pictures) if return_dict else (pictures,)
 
@@ -125,6 +130,36 @@ def _forget(transformer: weakref.ref[FusedTransformer]) -> None:
     if (here := transformer()) is not None:
         here.__dict__.pop("_words", None)
         here.__dict__.pop("_known_text", None)
+
+
+class FusedCrossDown(CrossAttnDownBlock2D):
+    """The first level. Until a text is read, both halves of guidance are the same, and computed once."""
+
+    halves_alike = False
+    """Whether the second half of the samples repeats the first; the texts differ."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        additional_residuals: torch.Tensor | None = None,
+        **given: Any,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """See `CrossAttnDownBlock2D`."""
+        skips: list[torch.Tensor] = []
+        alone = len(hidden_states) // 2 if self.halves_alike else len(hidden_states)
+        hidden = hidden_states[:alone]
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            hidden = resnet(hidden, temb if temb is None else temb[: len(hidden)])
+            hidden = attention(hidden, encoder_hidden_states, return_dict=False, **given)[0]
+            skips.append(hidden)
+        if additional_residuals is not None:
+            hidden = skips[-1] = hidden + additional_residuals
+        for downsampler in self.downsamplers or ():
+            hidden = downsampler(hidden)
+            skips.append(hidden)
+        return hidden, tuple(skips)
 
 
 class FusedUp(UpBlock2D):

@@ -14,11 +14,12 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, UpBlock2D
 from torch import nn
 
 from dgate_core.backends.fused_blocks import (
     FusedBlock,
+    FusedCrossDown,
     FusedCrossUp,
     FusedNorm,
     FusedResnet,
@@ -38,6 +39,7 @@ _FUSED: Final[Mapping[type, type]] = {
     Transformer2DModel: FusedTransformer,
     UpBlock2D: FusedUp,
     CrossAttnUpBlock2D: FusedCrossUp,
+    CrossAttnDownBlock2D: FusedCrossDown,
 }
 
 _UPS: Final = (UpBlock2D, CrossAttnUpBlock2D)
@@ -64,6 +66,8 @@ def fuse(module: nn.Module, least_channels: int = LEAST_CHANNELS) -> None:
     for each in module.modules():
         if isinstance(each, Attention) and _is_wide(each):
             each.set_processor(WideAttention(each.processor))
+    if _begins_with_text(module):
+        cast("Any", module.down_blocks)[0].__class__ = FusedCrossDown
     module.__dict__["joins_by_kernel"] = True
     norm, act = getattr(module, "conv_norm_out", None), getattr(module, "conv_act", None)
     if type(norm) is nn.GroupNorm and isinstance(act, nn.SiLU):
@@ -71,8 +75,19 @@ def fuse(module: nn.Module, least_channels: int = LEAST_CHANNELS) -> None:
         module.conv_act = nn.Identity()
 
 
+def share_halves(unet: Any, are_pairs: bool) -> None:
+    """Says whether the second half of the samples to come repeats the first but for its text, as under guidance.
+
+    A UNet whose first level reads the text computes what is before it once for both halves; others take no notice.
+    """
+    first = next(iter(getattr(unet, "down_blocks", ())), None)
+    if isinstance(first, FusedCrossDown):
+        first.halves_alike = are_pairs
+
+
 def unfuse(module: nn.Module) -> None:
     """The inverse of `fuse`."""
+    share_halves(module, False)
     module.__dict__.pop("joins_by_kernel", None)
     for each in module.modules():
         if isinstance(each, Attention) and isinstance(each.processor, WideAttention):
@@ -97,6 +112,21 @@ def list_fusible(module: nn.Module) -> Iterator[nn.Module]:
         elif type(each) is Transformer2DModel and _is_plain_transformer(each):
             yield each
             yield from cast("nn.ModuleList", each.transformer_blocks)
+
+
+def _begins_with_text(unet: Any) -> bool:
+    """Whether a UNet's first level reads the text, and nothing that differs between the texts comes before it."""
+    first: Any = next(iter(getattr(unet, "down_blocks", ())), None)
+    if type(first) is not CrossAttnDownBlock2D:
+        return False
+    attention = first.attentions[0]
+    named = ("addition_embed_type", "class_embed_type", "time_cond_proj_dim", "encoder_hid_dim_type")
+    return (
+        type(first.resnets[0]) is FusedResnet
+        and type(attention) is FusedTransformer
+        and attention.transformer_blocks[0].attn2 is not None
+        and all(unet.config.get(name) is None for name in named)
+    )
 
 
 def _share_input(*layers: nn.Module) -> bool:

@@ -53,6 +53,8 @@ class LatentModel(ABC):
         self.time_name = "timestep" if "timestep" in accepted else "t"
         self.savers: tuple[StepSaver, ...] = ()
         self.guidance_stop = 1.0
+        self.are_pairs = False
+        """Whether the second half of the samples in the denoiser repeats the first, told apart by the text alone."""
         self.memory: MemoryPlan = WHOLE
         self._host_copy: HostCopy | None = None
 
@@ -79,10 +81,20 @@ class LatentModel(ABC):
         if self._server is None:
             return
         is_guided = self.reads_negatives(key.guidance_scale)
-        self._server.warm_up(key, 2 * rows if is_guided else rows)
+        with self.mark_pairs(is_guided):
+            self._server.warm_up(key, 2 * rows if is_guided else rows)
         if is_guided and self.guidance_stop < 1:
             self._server.warm_up(key, rows)
         self._server.warm_up_decoder(key, rows)
+
+    @contextmanager
+    def mark_pairs(self, are_pairs: bool) -> Iterator[None]:
+        """What `are_pairs` is for the calls of the denoiser inside."""
+        before, self.are_pairs = self.are_pairs, are_pairs
+        try:
+            yield
+        finally:
+            self.are_pairs = before
 
     def call_module(self, samples: Samples, timestep: torch.Tensor, **conditioning: Any) -> torch.Tensor:
         """The denoiser as diffusers has it; a backend puts its own `DenoiserCall` into `call_denoiser` instead."""

@@ -81,7 +81,8 @@ class UNetModel(LatentModel):
                 guided, conditioning = False, self._prepare_conditioning(request, False)
             samples = torch.cat([latents, latents]) if guided else latents
             samples = scheduler.scale_model_input(samples, timestep).to(self.dtype)
-            prediction = self.call_denoiser(samples, timestep, **conditioning).float()
+            with self.mark_pairs(guided):
+                prediction = self.call_denoiser(samples, timestep, **conditioning).float()
             if guided:
                 without, with_prompt = prediction.chunk(2)
                 prediction = without + key.guidance_scale * (with_prompt - without)

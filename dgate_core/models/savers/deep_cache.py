@@ -128,8 +128,11 @@ class DeepCache:
     ) -> list[torch.Tensor]:
         """Skip connections 0 to `deepest`."""
         skips = [self.unet.conv_in(sample)]
+        # Until the first layer reads the text, the two halves of guidance are one, where the backend knows it.
+        alone = len(sample) // 2 if getattr(self.unet.down_blocks[0], "halves_alike", False) else len(sample)
         for layer in self._downs[:deepest]:
-            skips.append(_run_layer(layer, skips[-1], embedding, text))
+            skips.append(_run_layer(layer, skips[-1][:alone], embedding[:alone], text))
+            alone = len(sample)
         return skips
 
     def _cross_middle(self, hidden: torch.Tensor, embedding: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.states import Failed
 
-from dgate_core.errors import ModelError
+from dgate_core.config import build_settings
+from dgate_core.errors import ConfigError, ModelError
 from dgate_core.evaluation.gate.corpus_bootstrap import CorpusBootstrap
 from dgate_core.evaluation.gate.gate import judge_run
 from dgate_core.evaluation.gate.rules import read_rules
@@ -29,6 +30,7 @@ from dgate_core.models.catalog import CATALOG, find_checkpoint
 from dgate_core.models.promotion import promote_checkpoint
 from dgate_core.models.spec import LocalCheckpoint
 from dgate_core.registry import explain_unknown
+from dgate_core.runs.settings import RunSettings
 from dgate_core.storage import open_storage
 from tasks.artifacts import UNREACHABLE, RunArtifact
 
@@ -59,15 +61,36 @@ def prepare_contest(candidate: str, baseline: str, suite: str, out: str, setting
 
     Raises:
         ModelError: one of the models is not to be had, or nothing is in production yet.
+        ConfigError: a setting is unknown, is no value of its kind, or is not for the caller to choose.
     """
+    typed = read_settings(settings, "model")
     models = [_name_model(name) for name in (candidate, baseline)]
     found = [find_checkpoint(model) for model in models]
     manifest = suite if "/" in suite or Path(suite).suffix or ":" in suite else f"{SUITE_SCHEME}{suite}"
     spec = found[1].spec
     own = {"num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale}
-    chosen = {**own, **settings}
+    chosen = {**own, **typed}
     runs = [_name_run(out, manifest, model, each, chosen) for model, each in zip(models, found, strict=True)]
     return Contest(manifest, models[0], models[1], runs[0], runs[1], chosen)
+
+
+def read_settings(settings: Mapping[str, Any], *decided: str) -> dict[str, Any]:
+    """The settings of both runs as their types, which a command line gives as texts.
+
+    Args:
+        settings: By name.
+        decided: Names of what the contest itself decides, and settings may not.
+
+    Raises:
+        ConfigError: a setting is unknown, is no value of its kind, or is decided.
+    """
+    taken = sorted(settings.keys() & set(decided))
+    if taken:
+        raise ConfigError(
+            f"the setting {taken[0]} for both runs", "settings that leave the two sides apart", f"leave {taken[0]} out"
+        )
+    built = build_settings(RunSettings, settings)
+    return {name: getattr(built, name) for name in settings}
 
 
 def list_baseline_metrics(metrics: Sequence[str]) -> list[str]:

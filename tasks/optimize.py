@@ -27,7 +27,7 @@ from dgate_core.models.profiles import find_profile
 from dgate_core.models.spec import FAMILIES
 from dgate_core.storage import open_storage
 from tasks.artifacts import UNREACHABLE, RunArtifact
-from tasks.gate import Contest, conclude_gate, prepare_contest
+from tasks.gate import Contest, conclude_gate, prepare_contest, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +82,14 @@ def prepare_optimization(
         UsageError: the profile quantises nothing, or is unknown.
         ModelError: no such model.
         PromptOverlapError: a calibration prompt is an evaluation prompt.
+        ConfigError: a setting is unknown, no value of its kind, or the profile of both sides.
         MissingExtraError: the backend's library is not installed.
     """
     device = choose_device(device)
     levers = find_profile(profile, device)
     if levers.quantization is None:
         raise UsageError(f"the profile {profile} quantises nothing on {device}", "a profile that does", "take turbo")
+    settings = read_settings(settings, "model", "profile")
     contest = prepare_contest.fn(model, model, prompts[1], out, settings)
     calibration = list(dict.fromkeys(read_prompts([prompts[0]])))
     check_no_overlap(calibration, read_prompts([contest.manifest]))

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
-from dgate_core.errors import MissingExtraError, ModelError, UsageError
+from dgate_core.errors import ConfigError, MissingExtraError, ModelError, UsageError
 from dgate_core.manifest.overlap import PromptOverlapError
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.quant.artefact import find_artefact, list_artefacts
 from flows.optimize_model import optimize_model
-from tasks.optimize import choose_backend
+from tasks.optimize import Optimization, choose_backend, prepare_optimization
 from tests.flows.conftest import Done, list_prompts, write_manifest
 
 RULES = """
@@ -83,6 +83,19 @@ def test_an_artefact_that_fails_is_kept_and_never_served(work: dict[str, Any], c
     assert find_artefact(weights, "int8", "onnx_runtime") is None
 
 
+def test_settings_from_a_command_line_have_their_types(work: dict[str, Any]) -> None:
+    """The race takes steps as a number, and the same settings have the same runs."""
+
+    def prepare(steps: Any) -> Optimization:
+        prompts = (work["calibration"], work["suite"])
+        settings = {"num_inference_steps": steps}
+        return prepare_optimization.fn(work["model"], "turbo", prompts, work["out"], "cpu", settings)
+
+    written = prepare("2")
+    assert written.contest.settings["num_inference_steps"] == 2
+    assert written == prepare(2)
+
+
 def test_calibration_prompts_that_judge_are_refused(work: dict[str, Any]) -> None:
     with pytest.raises(PromptOverlapError, match="calibration prompts are evaluation prompts"):
         run_flow(**{**work, "calibration": work["suite"]}).result()
@@ -96,6 +109,9 @@ def test_calibration_prompts_that_judge_are_refused(work: dict[str, Any]) -> Non
         ({"profile": "turbbo"}, UsageError, "turbo"),
         ({"options": {"percentle": 1}}, UsageError, "percentile"),
         ({"options": {"percentile": 10}}, UsageError, "90"),
+        ({"settings": {"num_inference_steps": "many"}}, ConfigError, "a whole number"),
+        # The baseline would be what its own artefact of before makes of it.
+        ({"settings": {"profile": "turbo"}}, ConfigError, "leave profile out"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(

@@ -14,6 +14,7 @@ PACKAGES: Final = (
     "transformers",
     "triton",
     "accelerate",
+    "nvidia-cudnn-frontend",
     "onnxruntime",
     "tensorrt_rtx",
     "torchao",

@@ -182,6 +182,7 @@ def quantize_ungated(model: LatentModel, variant: Variant, prompts: Sequence[str
     Raises:
         ModelError: the device lacks the number format.
     """
+    from dgate_core.quant.attention import has_attentions
     from dgate_core.quant.calibration import CalibrationOptions, calibrate
     from dgate_core.quant.kernels import KernelOptions, choose_kernels, narrow_calibration
     from dgate_core.quant.quantise import make_plan, quantise_model
@@ -197,9 +198,12 @@ def quantize_ungated(model: LatentModel, variant: Variant, prompts: Sequence[str
     kernels = choose_kernels(quantization, variant.profile.backends[0], variant.device, wanted)
     options = CalibrationOptions(method="max", prompts=1, batch_size=1, num_inference_steps=2, replayed_steps=1)
     seen = narrow_calibration(calibrate(model, prompts, options), model, kernels)
-    quantise_model(model, make_plan(seen, quantization, kernels.granularity))
+    plan = make_plan(seen, quantization, kernels.granularity)
+    plan = replace(plan, attention=kernels.attention and has_attentions(model.denoiser, plan))
+    quantise_model(model, plan)
+    attention = " and the attention between them" if plan.attention else ""
     what = "linear layers" if kernels.linear_only else "layers"
     return (
-        f"{quantization} in {len(seen.layers)} {what}, one scale per {kernels.granularity} of the weight, "
+        f"{quantization} in {len(seen.layers)} {what}{attention}, one scale per {kernels.granularity} of the weight, "
         "calibrated on 2 steps of one picture, without a gate"
     )

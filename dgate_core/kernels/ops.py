@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
 
+from dgate_core.kernels.attention import run_attention
 from dgate_core.kernels.convolution import run_convolution
 from dgate_core.kernels.gate import run_gate
 from dgate_core.kernels.group_norm import run_group_norm
@@ -68,6 +69,10 @@ def _fake_rounding(values, factor) -> torch.Tensor:
     return values.new_empty(values.shape, dtype=_E4M3)
 
 
+def _fake_attention(query, key, value, scales) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
 group_norm = _define(
     "group_norm",
     "(Tensor pictures, Tensor weight, Tensor bias, int groups, float epsilon, bool silu, Tensor? scale=None) -> Tensor",
@@ -87,6 +92,12 @@ convolution = _define(
     " Tensor? shift=None) -> Tensor",
     run_convolution,
     _fake_convolution,
+)
+attention = _define(
+    "attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor scales) -> Tensor",
+    run_attention,
+    _fake_attention,
 )
 gate = _define("gate", "(Tensor values, Tensor? factor=None) -> Tensor", run_gate, _fake_gate)
 rounding = _define("rounding", "(Tensor values, Tensor factor) -> Tensor", run_rounding, _fake_rounding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 from dgate_core.errors import UsageError
 from dgate_core.models.families.latent import LatentModel
 from dgate_core.quant.artefact import ONNX_FILE, PLAN_FILE, Artefact, make_draft_folder, store_artefact
+from dgate_core.quant.attention import has_attentions
 from dgate_core.quant.calibration import CalibrationOptions, Report, calibrate, ignore_report
 from dgate_core.quant.kernels import KernelOptions, Kernels, choose_kernels, narrow_calibration
 from dgate_core.quant.layers import list_layers
@@ -67,8 +68,10 @@ def build_artefact(
         calibration = calibrate(model, prompts, options.calibration, report)
         seen, finely = narrow_calibration(calibration, model, kernels), kernels.granularity
         plan, trials = plan_quantization(model, seen, options.quantization, options.sensitivity, report, finely)
+        plan = replace(plan, attention=kernels.attention and has_attentions(model.denoiser, plan))
         prompts_hash = calibration.prompts_hash
-    report(f"{len(plan.layers)} layers in {plan.quantization}, {len(plan.kept)} kept as they are")
+    attention = ", and the attention between them" if plan.attention else ""
+    report(f"{len(plan.layers)} layers in {plan.quantization}{attention}, {len(plan.kept)} kept as they are")
     if not plan.layers:
         raise UsageError(
             f"no layer fits into an error of {options.sensitivity.error_budget}", "a larger error_budget", ""

@@ -53,6 +53,8 @@ class QuantPlan:
     """Layers that could be quantised and are not, because it shows too much."""
     granularity: Granularity = "channel"
     """Weight scales: one per output channel, or one in all, which is the faster kernel of `fp8` and loses little."""
+    attention: bool = False
+    """Whether attention between quantised layers takes 8 bits too; see `quant.attention`."""
 
 
 def write_plan(plan: QuantPlan, file: Path) -> None:
@@ -66,6 +68,7 @@ def write_plan(plan: QuantPlan, file: Path) -> None:
         "layers": list(plan.layers),
         "kept": list(plan.kept),
         "granularity": plan.granularity,
+        "attention": plan.attention,
     }
     save_file(tensors, file, {"plan": json.dumps(about)})
 
@@ -91,4 +94,5 @@ def read_plan(file: Path) -> QuantPlan:
             f"what `dgate optimize` writes, version {PLAN_VERSION}",
             "run dgate optimize again",
         ) from error
-    return QuantPlan(about["quantization"], layers, smoothing, tuple(about["kept"]), about["granularity"])
+    kept, attention = tuple(about["kept"]), about.get("attention", False)
+    return QuantPlan(about["quantization"], layers, smoothing, kept, about["granularity"], attention)

@@ -9,6 +9,7 @@ import torch
 
 from dgate_core.errors import ModelError, UsageError
 from dgate_core.models.families.latent import LatentModel
+from dgate_core.quant.attention import quantise_attentions
 from dgate_core.quant.calibration import Calibration
 from dgate_core.quant.fp8 import ADA, Fp8Product, Fp8TensorProduct
 from dgate_core.quant.int8 import Int8Product
@@ -41,7 +42,7 @@ def quantise_model(model: LatentModel, plan: QuantPlan) -> None:
 
     Raises:
         ModelError: the plan names a layer that the model lacks, or the GPU has no E4M3.
-        MissingExtraError: `nf4` without bitsandbytes.
+        MissingExtraError: `nf4` without bitsandbytes, or 8-bit attention on CUDA without cuDNN's frontend.
     """
     if plan.quantization == "nf4":
         from dgate_core.quant.nf4 import quantise_to_nf4
@@ -54,6 +55,8 @@ def quantise_model(model: LatentModel, plan: QuantPlan) -> None:
     for name, limits in plan.layers.items():
         layer = find_layer(modules, name)
         replace_layer(model.denoiser, name, quantise_layer(layer, kind, limits, plan.smoothing.get(name)))
+    if plan.attention:
+        quantise_attentions(model.denoiser, plan, model.device)
 
 
 def find_product(quantization: Quantization, granularity: Granularity) -> type[QuantisedProduct]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from dgate_core.backends.opening import serve_model
 from dgate_core.errors import MissingExtraError, ModelError, UsageError
+from dgate_core.kernels.attention import has_attention
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.families.contract import LoadOptions
 from dgate_core.models.families.latent import LatentModel
@@ -190,7 +191,7 @@ def test_a_plan_within_the_budget_survives_its_file(
 @pytest.mark.parametrize(
     ("quantization", "backend", "device", "expected"),
     [
-        ("fp8", "compiled", "cuda", Kernels(granularity="tensor", channel_step=64)),
+        ("fp8", "compiled", "cuda", Kernels(granularity="tensor", channel_step=64, attention=has_attention())),
         ("fp8", "tensorrt", "cuda", Kernels()),
         ("fp8", "compiled", "cpu", Kernels()),
         ("int8", "onnx_runtime", "cpu", Kernels()),
@@ -212,7 +213,12 @@ def test_an_artefact_of_linear_layers_by_one_scale(
     model, kernels = load(folder), KernelOptions(linear_only=True, granularity="tensor")
     options = BuildOptions("fp8", "eager", OPTIONS, SensitivityOptions(error_budget=1.0), kernels)
     artefact = build_artefact(model, PROMPTS, options)
-    assert artefact.method["kernels"] == {"linear_only": True, "granularity": "tensor", "channel_step": 1}
+    assert artefact.method["kernels"] == {
+        "linear_only": True,
+        "granularity": "tensor",
+        "attention": False,
+        "channel_step": 1,
+    }
     plan, layers = read_plan(artefact.find_file("plan.safetensors")), list_layers(model)
     assert set(plan.layers) == {name for name, layer in layers.items() if isinstance(layer, nn.Linear)}
     with put_on_trial(artefact):

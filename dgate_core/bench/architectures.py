@@ -288,15 +288,18 @@ def describe_checkpoint(architecture: Architecture) -> LocalCheckpoint:
 def draw_embeddings(
     text: TextShape, prompts: Sequence[str], device: str, dtype: torch.dtype
 ) -> tuple[PromptEmbedding, ...]:
-    """Random embeddings in the place of the text encoders', each from its own prompt."""
+    """Random embeddings in the place of the text encoders', each from its own prompt.
+
+    Drawn where they are read: a copy from the host's memory would wait for the batch before, which no encoder's does.
+    """
     import torch
 
     from dgate_core.models.families.contract import PromptEmbedding
 
     found = []
     for prompt in prompts:
-        draw = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
-        hidden = torch.randn(text.tokens, text.width, generator=draw).to(device, dtype)
-        pooled = None if text.pooled is None else torch.randn(text.pooled, generator=draw).to(device, dtype)
+        draw = torch.Generator(device).manual_seed(zlib.crc32(prompt.encode()))
+        hidden = torch.randn(text.tokens, text.width, generator=draw, device=device).to(dtype)
+        pooled = None if text.pooled is None else torch.randn(text.pooled, generator=draw, device=device).to(dtype)
         found.append(PromptEmbedding(hidden, pooled))
     return tuple(found)

@@ -71,15 +71,20 @@ def make_unet(attends: tuple[bool, bool] = (False, True), **config: Any) -> UNet
     )
 
 
-def make_lcm(folder: Path, seed: int = 0) -> Path:
-    """A latent consistency model: guidance is an input of the UNet, and its scheduler adds noise between steps."""
+def make_lcm(folder: Path, seed: int = 0, kind: type = StableDiffusionPipeline) -> Path:
+    """A latent consistency model: guidance is an input of the UNet, and its scheduler adds noise between steps.
+
+    Args:
+        kind: Pipeline class that it is stored as.
+    """
     whole = StableDiffusionPipeline.from_pretrained(make_sd(folder / "plain", seed), safety_checker=None)
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_config({**whole.unet.config, "time_cond_proj_dim": 8})
     # Zero as it is made, for training; here it has to show.
     torch.nn.init.normal_(unet.time_embedding.cond_proj.weight)
     scheduler = LCMScheduler.from_config(whole.scheduler.config)
-    pipeline = StableDiffusionPipeline.from_pipe(whole, unet=unet, scheduler=scheduler)
+    parts = {**whole.components, "unet": unet, "scheduler": scheduler}
+    pipeline = kind(**parts, requires_safety_checker=False)
     pipeline.save_pretrained(folder / "model", safe_serialization=True)
     return folder / "model"
 

@@ -51,7 +51,7 @@ def check_steps(model: LatentModel, profile: Profile) -> None:
         raise ModelError(
             f"{spec.name} takes {spec.num_inference_steps} steps, so it is none for the profile {profile.name}",
             f"a distilled checkpoint, of at most {profile.most_steps} steps",
-            "take flux-schnell or z-image-turbo, or another profile",
+            "take sdxl-turbo or flux-schnell, or say so of your own: dgate models import FOLDER --name N --steps 4",
         )
 
 

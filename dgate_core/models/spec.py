@@ -77,6 +77,8 @@ PIPELINES: Mapping[str, PipelineSpec] = {
     "StableDiffusionXLPipeline": PipelineSpec(
         "unet", 5.0, denoiser="unet", size_multiple=8, schedulers=_DIFFUSION_SCHEDULERS
     ),
+    # A UNet that was distilled from a guided one; its own scheduler is what it was distilled for.
+    "LatentConsistencyModelPipeline": PipelineSpec("unet", 8.5, 4, denoiser="unet", size_multiple=8),
     "StableDiffusion3Pipeline": PipelineSpec("dit", 7.0, 28),
     "FluxPipeline": PipelineSpec("dit", 3.5, 28, sample_size=128),
     "Flux2Pipeline": PipelineSpec("dit", 4.0, sample_size=128),

@@ -79,7 +79,7 @@ def make_with_diffusers(folder: str, rows: Sequence[dict[str, Any]], key: BatchK
     pictures = [
         pipeline(
             row["prompt"],
-            negative_prompt=row["negative_prompt"] or None,
+            **({"negative_prompt": row["negative_prompt"]} if row["negative_prompt"] else {}),
             generator=torch.Generator("cpu").manual_seed(row["seed"]),
             num_inference_steps=key.num_inference_steps,
             guidance_scale=key.guidance_scale,
@@ -117,8 +117,9 @@ def test_sdxl_pictures_are_those_of_diffusers(sdxl: str, guidance: float, negati
     assert distance(ours, make_with_diffusers(sdxl, rows, key)) <= 1
 
 
-def test_a_consistency_model_takes_guidance_as_an_input(tmp_path: Path) -> None:
-    lcm = str(make_lcm(tmp_path))
+@pytest.mark.parametrize("kind", [diffusers.StableDiffusionPipeline, diffusers.LatentConsistencyModelPipeline])
+def test_a_consistency_model_takes_guidance_as_an_input(kind: type, tmp_path: Path) -> None:
+    lcm = str(make_lcm(tmp_path, kind=kind))
     model, rows, drawn = load(lcm), make_rows(2), {}
     assert not model.reads_negatives(8.0)
     for guidance in (1.0, 8.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ COMPILE_ERRORS: Final[tuple[type[Exception], ...]] = (TorchDynamoException, Indu
 
 def compile_blocks(module: Any) -> None:
     """Compiles every repeated block for itself: equal ones share their kernels, so that it takes seconds."""
-    _allow_variants()
+    _set_dynamo_up()
     for block in list_blocks(module):
         # One code serves all levels of a UNet: torch would make the second size it meets a variable, and slower.
         block.compile(dynamic=False)
@@ -54,7 +55,7 @@ def list_blocks(module: Any) -> list[torch.nn.Module]:
 
 def compile_regions(denoiser: Any) -> None:
     """Marks the regions; nothing is compiled before its first call."""
-    _allow_variants()
+    _set_dynamo_up()
     for region in list_regions(denoiser):
         region.compile()
 
@@ -77,7 +78,9 @@ def list_regions(denoiser: Any) -> Iterator[torch.nn.Module]:
     yield from (module for module in denoiser.modules() if type(module).__name__ in names)
 
 
-def _allow_variants() -> None:
+def _set_dynamo_up() -> None:
+    # Of diffusers' own question for PyTorch's version, which has one answer.
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _VARIANTS)

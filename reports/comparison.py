@@ -109,8 +109,8 @@ def _metric_note(metric: Mapping[str, Any] | None) -> str:
 def draw_plots(contenders: Sequence[Mapping[str, Any]]) -> list[Markup]:
     """Throughput and latency as bars."""
     return [
-        draw_rates(title, [Bar(each["name"], each["speed"][key]) for each in contenders], unit)
-        for key, title, unit, _ in SPEEDS[:2]
+        draw_rates(title, [Bar(each["name"], each["speed"][key]) for each in contenders], unit, f"; {better} is better")
+        for key, title, unit, better in SPEEDS[:2]
     ]
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 WIDTH: Final = 860
 ROW: Final = 30
-HEAD: Final = 46
+HEAD: Final = 54
 LABEL: Final = 400
 """Room for the names."""
 LENGTH: Final = 320
@@ -40,12 +40,20 @@ class Bar:
     """A mark on the bar's line."""
 
 
-def draw_rates(title: str, bars: Sequence[Bar], unit: str = "pictures/s") -> Markup:
-    """Horizontal bars on one scale, the numbers behind them."""
+def draw_rates(title: str, bars: Sequence[Bar], unit: str = "pictures/s", key: str = "") -> Markup:
+    """Horizontal bars on one scale, the numbers behind them.
+
+    Args:
+        title: Above them.
+        bars: From top to bottom.
+        unit: Of the numbers.
+        key: What else a reader must know, below the title.
+    """
     longest = max((end for bar in bars for end in (bar.value, bar.wanted) if end is not None), default=1.0)
     told = f"{title}, {unit}: " + ", ".join(f"{bar.name} {bar.value:.3g}" for bar in bars if bar.value is not None)
     size = f'viewBox="0 0 {WIDTH} {HEAD + ROW * len(bars) + 12}" role="img" aria-label="{escape(told)}"'
-    shapes = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', STYLE, _write("title", 10, 24, title)]
+    shapes = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', STYLE, _write("title", 10, 20, title)]
+    shapes.append(_write("note", 10, 36, f"{unit}{key}"))
     for number, bar in enumerate(bars):
         shapes += _draw_bar(bar, HEAD + number * ROW, LENGTH / (longest or 1.0))
     return Markup("".join([*shapes, "</svg>"]))
@@ -59,10 +67,15 @@ def _draw_bar(bar: Bar, top: int, scale: float) -> Iterator[str]:
     width = bar.value * scale
     kind = "plain" if bar.is_plain else "ours"
     yield f'<rect class="{kind}" x="{LABEL}" y="{top}" width="{width:.1f}" height="20"/>'
-    yield _write("value", LABEL + width + 6, top + 15, f"{bar.value:.3g} {bar.note}".strip())
+    yield _write("value", LABEL + _find_end(bar) * scale + 6, top + 15, f"{bar.value:.3g} {bar.note}".strip())
     if bar.wanted is not None:
         mark = f"{LABEL + bar.wanted * scale:.1f}"
         yield f'<line class="wanted" x1="{mark}" x2="{mark}" y1="{top - 4}" y2="{top + 24}"/>'
+
+
+def _find_end(bar: Bar) -> float:
+    """Where the drawing of a bar and its mark ends, and its number begins."""
+    return max(bar.value or 0.0, bar.wanted or 0.0)
 
 
 def _write(kind: str, x: float, y: float, words: str) -> str:
@@ -89,4 +102,7 @@ def draw_case(found: Mapping[str, Any]) -> str:
     """The plot of one case as an SVG file."""
     machine = found["machine"].get("gpu", found["device"])
     title = f"{found['case']['name']}, {found['steps']} steps, {found['weights']} weights, {machine}"
-    return f"{draw_rates(title, list_bars(found))}\n"
+    bars = list_bars(found)
+    key = "; in brackets the ratio to diffusers' best batch" if any(bar.note.startswith("(") for bar in bars) else ""
+    key += "; the line is the target" if any(bar.wanted is not None for bar in bars) else ""
+    return f"{draw_rates(title, bars, key=key)}\n"

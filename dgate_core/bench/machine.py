@@ -6,6 +6,7 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final
 
 PACKAGES: Final = (
@@ -26,7 +27,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
-        "machine": {"system": platform.platform(), "cores": count_cores(), **_describe_gpu(device)},
+        "machine": {"system": platform.platform(), "cores": count_cores(), **_describe_compute(device)},
         "versions": {"python": platform.python_version(), **_list_packages()},
     }
 
@@ -45,9 +46,9 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _describe_gpu(device: str) -> dict[str, Any]:
+def _describe_compute(device: str) -> dict[str, Any]:
     if device != "cuda":
-        return {}
+        return {"instructions": _list_instructions()}
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -57,6 +58,13 @@ def _describe_gpu(device: str) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
     }
+
+
+def _list_instructions(file: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The processor's own that decide how fast 8 and 16 bits are; empty where Linux does not tell."""
+    known = {"amx_bf16", "amx_int8", "avx2", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16", "i8mm", "sve"}
+    words = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    return sorted(known & set(words))
 
 
 def _list_packages() -> dict[str, str]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dgate_core.bench.machine import describe_machine
 from dgate_core.engine.begin import open_run
-from dgate_core.engine.describe import list_versions
 from dgate_core.engine.generate import GenerateOptions, Generator
 from dgate_core.engine.lane import Lane, LaneOptions, choose_device, load_model
 from dgate_core.engine.precision import choose_precision
@@ -107,8 +107,7 @@ def summarise(contestants: list[Contestant], options: BenchOptions, device: str,
     }
     return {
         "options": asdict(options),
-        "device": device,
-        "versions": list_versions(),
+        **describe_machine(device),
         "hand_made_batch": batch,
         "pictures_per_second": {each.name: statistics.median(each.rates) for each in contestants},
         "rounds": {each.name: each.rates for each in contestants},

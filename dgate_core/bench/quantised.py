@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from dgate_core.bench.machine import describe_machine
 from dgate_core.bench.pipeline import make_prompts
-from dgate_core.engine.describe import list_versions
 from dgate_core.errors import DgateError, UsageError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.catalog import find_checkpoint
@@ -114,7 +114,7 @@ def race_entries(
         tell(f"round {number + 1}: " + ", ".join(f"{each.entry.name} {each.rates[-1]:.2f}/s" for each in contestants))
     return {
         "options": asdict(options),
-        "versions": list_versions(),
+        **describe_machine(options.device),
         "reference": reference,
         "pictures_per_second": {each.entry.name: statistics.median(each.rates) for each in contestants},
         "ratios": {each.entry.name: compare_rates(each.rates, base.rates) for each in contestants},

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgate_core.engine.describe import list_versions
+from dgate_core.bench.machine import describe_machine
 from dgate_core.engine.generate import GenerateOptions, Generator
 from dgate_core.engine.lane import choose_device, load_model
 from dgate_core.engine.precision import choose_precision
@@ -114,9 +114,8 @@ def measure_swap(options: SwapBenchOptions, tell: Callable[[str], object]) -> di
         times = _Bench(replace(options, second=second), device, spec).run(tell)
     return {
         "options": asdict(options),
-        "device": device,
+        **describe_machine(device),
         "precision": precision,
-        "versions": list_versions(),
         "times": asdict(times),
         "as_wanted": not times.lost and not times.mixed and times.loads == 2,
     }

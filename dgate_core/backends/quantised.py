@@ -5,7 +5,8 @@ from __future__ import annotations
 from dgate_core.backends.contract import BackendRequest
 from dgate_core.errors import BackendUnfitError
 from dgate_core.models.families.latent import LatentModel
-from dgate_core.quant.artefact import Artefact, find_artefact
+from dgate_core.models.profiles import PROFILES, find_profile
+from dgate_core.quant.artefact import Artefact, find_artefact, list_artefacts
 
 
 def find_wanted_artefact(model: LatentModel, request: BackendRequest, backend: str) -> Artefact | None:
@@ -16,12 +17,21 @@ def find_wanted_artefact(model: LatentModel, request: BackendRequest, backend: s
     """
     if request.quantization is None:
         return None
-    found = find_artefact(model.checkpoint.weights_hash, request.quantization, backend)
+    weights = model.checkpoint.weights_hash
+    found = find_artefact(weights, request.quantization, backend)
     if found is None:
-        name = model.checkpoint.spec.name
-        raise BackendUnfitError(
-            f"there is no {request.quantization} of {name} for {backend}",
-            "an artefact that passed its gate",
-            f"run: dgate optimize {name}",
-        )
+        raise _explain_absence(model.checkpoint.spec.name, weights, request, backend)
     return found
+
+
+def _explain_absence(model: str, weights: str, request: BackendRequest, backend: str) -> BackendUnfitError:
+    """Says whether there is none, or none that passed."""
+    kind = (request.quantization, backend)
+    failed = [each for each in list_artefacts(weights) if (each.quantization, each.backend) == kind]
+    why = f", and {failed[0].name} did not pass" if failed else ""
+    profile = next((name for name in PROFILES if find_profile(name, request.device).quantization == kind[0]), "turbo")
+    return BackendUnfitError(
+        f"there is no {kind[0]} of {model} for {backend}{why}",
+        "an artefact that passed its gate",
+        f"run: dgate optimize {model} --profile {profile}" + (" with other --option KEY=VALUE" if failed else ""),
+    )

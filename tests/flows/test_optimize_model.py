@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import State
 
-from dgate_core.errors import ConfigError, MissingExtraError, ModelError, UsageError
+from dgate_core.backends.contract import BackendRequest
+from dgate_core.backends.quantised import find_wanted_artefact
+from dgate_core.errors import BackendUnfitError, ConfigError, MissingExtraError, ModelError, UsageError
 from dgate_core.manifest.overlap import PromptOverlapError
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.quant.artefact import find_artefact, list_artefacts
 from flows.optimize_model import optimize_model
 from tasks.optimize import Optimization, choose_backend, prepare_optimization
+from tests.core.test_backends import load
 from tests.flows.conftest import Done, list_prompts, write_manifest
 
 RULES = """
@@ -81,6 +84,10 @@ def test_an_artefact_that_fails_is_kept_and_never_served(work: dict[str, Any], c
     weights = find_checkpoint(checkpoint).weights_hash
     assert [each.decision for each in list_artefacts(weights)] == ["fail"]
     assert find_artefact(weights, "int8", "onnx_runtime") is None
+    request = BackendRequest("cpu", "float32", quantization="int8")
+    with pytest.raises(BackendUnfitError, match=r"int8-onnx_runtime-\w+ did not pass") as caught:
+        find_wanted_artefact(load(checkpoint), request, "onnx_runtime")
+    assert f"dgate optimize {load(checkpoint).checkpoint.spec.name} --profile turbo" in str(caught.value)
 
 
 def test_settings_from_a_command_line_have_their_types(work: dict[str, Any]) -> None:

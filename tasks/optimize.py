@@ -153,7 +153,8 @@ def quantise_checkpoint(work: Optimization, options: Mapping[str, Any]) -> str:
         build_settings(KernelOptions, known[KernelOptions]),
     )
     checkpoint = find_checkpoint(work.model)
-    model = FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(work.device, work.precision))
+    loading = LoadOptions(work.device, work.precision, denoiser_waits=work.quantization == "nf4")
+    model = FAMILIES.load(checkpoint.family)().load(checkpoint, loading)
     artefact = build_artefact(model, work.prompts, wanted, logger.info)
     logger.info("%s is stored in %s", artefact.name, artefact.folder)
     return str(artefact.folder)

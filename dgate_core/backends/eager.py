@@ -59,7 +59,9 @@ def quantise_in_place(model: LatentModel, request: BackendRequest, backend: str)
         raise BackendUnfitError(
             f"8-bit layers with the denoiser's weights offloaded by {model.memory.offload}",
             "a denoiser that lies on the device whole",
-            "take the profile fast or small, or a larger GPU",
+            "take the profile fast, or a larger GPU"
+            if artefact.quantization == "nf4"
+            else "take the profile fast or small",
         )
     from dgate_core.quant.artefact import PLAN_FILE
     from dgate_core.quant.plan import read_plan

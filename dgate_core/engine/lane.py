@@ -303,14 +303,17 @@ def load_model(name: str, device: str, spec: RunSpec, planned: dict[str, Any]) -
         import torch
 
         torch.set_num_threads(1)
-    memory = plan_memory(checkpoint, spec.precision, device, is_strict=spec.determinism == "strict")
+    profile, is_strict = find_profile(spec.profile, device), spec.determinism == "strict"
+    quantization = profile.quantization
+    memory = plan_memory(checkpoint, spec.precision, device, is_strict=is_strict, quantization=quantization)
     logger.info("loading %s on %s in %s", name, device, spec.precision)
-    model = FAMILIES.load(checkpoint.family)().load(checkpoint, LoadOptions(device, spec.precision, memory))
-    if spec.profile == EXACT:
+    options = LoadOptions(device, spec.precision, memory, denoiser_waits=quantization == "nf4")
+    model = FAMILIES.load(checkpoint.family)().load(checkpoint, options)
+    if profile.name == EXACT:
         return model
     from dgate_core.backends.opening import serve_model
 
-    return serve_model(model, find_profile(spec.profile, device), is_strict=spec.determinism == "strict")
+    return serve_model(model, profile, is_strict=is_strict)
 
 
 def choose_device(wanted: str) -> str:

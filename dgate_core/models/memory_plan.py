@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from dgate_core.errors import ModelError
-from dgate_core.models.checkpoint_size import count_part_bytes, estimate_activation_bytes
+from dgate_core.models.checkpoint_size import BYTES_PER_ELEMENT, count_part_bytes, estimate_activation_bytes
 from dgate_core.models.devices import read_free_bytes
-from dgate_core.models.spec import LocalCheckpoint
+from dgate_core.models.spec import PIPELINES, LocalCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _GROUP_SHARE: Final = 1 / 8
 """Of the largest part: two groups of blocks on the device at once, one at work and one on its way."""
 _LAYER_SHARE: Final = 1 / 40
 """Of the largest part: its largest layer."""
+_NF4_SHARE: Final = 0.3
+"""Of a denoiser's 16 bits: 4 bits and a scale for 64 weights, and the layers that are not linear."""
 _TILE_SHARE: Final = 1 / 4
 """Of the decoder's activations when it works in tiles of half a side."""
 
@@ -95,7 +97,14 @@ def choose_memory_plan(
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
-def plan_memory(checkpoint: LocalCheckpoint, precision: str, device: str, *, is_strict: bool = False) -> MemoryPlan:
+def plan_memory(
+    checkpoint: LocalCheckpoint,
+    precision: str,
+    device: str,
+    *,
+    is_strict: bool = False,
+    quantization: str | None = None,
+) -> MemoryPlan:
     """The plan for a checkpoint on a device, from what is free there now.
 
     Args:
@@ -103,6 +112,7 @@ def plan_memory(checkpoint: LocalCheckpoint, precision: str, device: str, *, is_
         precision: `float32`, `bfloat16` or `float16`.
         device: `cpu`, `cuda` or `mps`.
         is_strict: Leaves the decoder as it is: how it cuts its work must not hang on what happens to be free.
+        quantization: Of the denoiser; only `nf4` is for memory, and counted.
 
     Raises:
         ModelError: the machine's memory does not hold the weights.
@@ -115,6 +125,9 @@ def plan_memory(checkpoint: LocalCheckpoint, precision: str, device: str, *, is_
             f"that much free memory on this machine, which has {free_on_host / 1e9:.1f} GB",
             "free some memory, or take a smaller model or precision",
         )
+    denoiser = PIPELINES[checkpoint.pipeline_class].denoiser
+    if quantization == "nf4" and denoiser in weights:
+        weights[denoiser] = int(weights[denoiser] * _NF4_SHARE * 2 / BYTES_PER_ELEMENT[precision])
     activations = estimate_activation_bytes(checkpoint, precision)
     is_card = device == "cuda"
     plan = choose_memory_plan(weights, activations, read_free_bytes(device), can_offload=is_card)

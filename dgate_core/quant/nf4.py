@@ -12,7 +12,7 @@ from dgate_core.quant.plan import QuantPlan
 
 
 def quantise_to_nf4(model: LatentModel, plan: QuantPlan) -> None:
-    """Replaces the plan's linear layers, in place.
+    """Replaces the plan's linear layers, in place, one by one: 16 bits of one layer at a time are on the device.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -32,3 +32,5 @@ def quantise_to_nf4(model: LatentModel, plan: QuantPlan) -> None:
         if linear.bias is not None:
             packed.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         replace_layer(model.denoiser, name, packed.to(torch.device(model.device)))
+    # What waited on the host comes after the layers; a part that is offloaded goes back until it is called.
+    model.denoiser.to(model.device if model.memory.offload == "none" else "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ FLUX = {"transformer": 24 * GB, "text_encoder": GB // 4, "text_encoder_2": 95 * 
         (FLUX, 3 * GB, 41 * GB, ("vae_slicing",)),
         (FLUX, 3 * GB, 32 * GB, ("vae_slicing", "model_offload")),
         (FLUX, 3 * GB, 12 * GB, ("vae_slicing", "group_offload")),
+        ({**FLUX, "transformer": 72 * GB // 10}, 3 * GB, 24 * GB, ("vae_slicing",)),
+        ({**FLUX, "transformer": 72 * GB // 10}, 3 * GB, 16 * GB, ("vae_slicing", "model_offload")),
     ],
 )
 def test_the_quickest_plan_that_fits(
@@ -87,6 +90,27 @@ def test_no_room_on_the_machine_is_told_before_loading(tmp_path: Path, monkeypat
     monkeypatch.setattr(memory_plan, "read_free_bytes", lambda _: 1000)
     with pytest.raises(ModelError, match="that much free memory"):
         plan_memory(checkpoint, "float32", "cpu")
+
+
+def test_a_denoiser_in_four_bits_is_counted_as_such(tmp_path: Path) -> None:
+    """Else a card that holds it would get an offload under which nothing is quantised."""
+    checkpoint = find_checkpoint(str(make_flux(tmp_path)))
+    plain, eight, four = (
+        plan_memory(checkpoint, "bfloat16", "cpu", quantization=each).needed_bytes for each in (None, "fp8", "nf4")
+    )
+    assert eight == plain
+    assert plain - four == pytest.approx(0.7 * count_part_bytes(checkpoint, "bfloat16")["transformer"], rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [make_sd, make_flux])
+def test_a_denoiser_that_waits_stays_on_the_host(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(str(make(tmp_path)))
+    options = LoadOptions("meta", "bfloat16", denoiser_waits=True)
+    model = FAMILIES.load(checkpoint.family)().load(checkpoint, options)
+    parts = {id(part): part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)}
+    places = {id(part): {each.device.type for each in part.parameters()} for part in parts.values()}
+    assert places.pop(id(model.denoiser)) == {"cpu"}
+    assert set.union(*places.values()) == {"meta"}
 
 
 def load(folder: str, plan: MemoryPlan | None = None, device: str = "cpu") -> LatentModel:

@@ -23,6 +23,8 @@ class LoadOptions:
     """`float32`, `bfloat16` or `float16`."""
     memory: MemoryPlan = WHOLE
     """What stays on the device; by default all of it."""
+    denoiser_waits: bool = False
+    """Whether the denoiser stays on the host for now: quantised for memory, it never needs room for 16 bits there."""
 
 
 @dataclass(frozen=True, slots=True)

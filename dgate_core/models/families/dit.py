@@ -34,7 +34,7 @@ class DiTFamily:
         pipeline = load_pipeline(checkpoint, getattr(torch, options.precision))
         check_weights_are_whole(pipeline, checkpoint)
         device = torch.device(options.device)
-        place_pipeline(pipeline, device, options.memory)
+        place_pipeline(pipeline, device, options.memory, pipeline.transformer if options.denoiser_waits else None)
         model = DiTModel(checkpoint, pipeline, device)
         model.memory = options.memory
         return model

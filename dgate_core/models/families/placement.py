@@ -13,18 +13,23 @@ from diffusers.hooks import apply_group_offloading
 from dgate_core.models.memory_plan import MemoryPlan
 
 
-def place_pipeline(pipeline: Any, device: torch.device, plan: MemoryPlan) -> None:
+def place_pipeline(
+    pipeline: Any, device: torch.device, plan: MemoryPlan, waiting: torch.nn.Module | None = None
+) -> None:
     """Puts a pipeline that is on the CPU where the plan says; what goes in and comes out of it is on the device.
 
     Args:
         pipeline: Of diffusers.
         device: Where it computes.
         plan: What stays on the device; its slicing and tiling are switched on too.
+        waiting: A part that stays on the CPU where all would go onto the device, for others to place.
     """
     lay_out(pipeline, device)
     set_decoding(pipeline.vae, plan)
     if plan.offload == "none":
-        pipeline.to(device)
+        for module in list_modules(pipeline):
+            if module is not waiting:
+                module.to(device)
     elif plan.offload == "model":
         offload_by_part(pipeline, device)
     else:

@@ -35,7 +35,7 @@ class UNetFamily:
         pipeline = load_pipeline(checkpoint, getattr(torch, options.precision))
         check_weights_are_whole(pipeline, checkpoint)
         device = torch.device(options.device)
-        place_pipeline(pipeline, device, options.memory)
+        place_pipeline(pipeline, device, options.memory, pipeline.unet if options.denoiser_waits else None)
         model = UNetModel(checkpoint, pipeline, device)
         model.memory = options.memory
         return model

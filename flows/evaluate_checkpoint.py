@@ -8,7 +8,14 @@ from prefect import flow
 
 from flows.generate_images import generate_images
 from tasks.evaluate import measure_pictures, show_evaluation
-from tasks.gate import conclude_gate, judge_candidate, list_baseline_metrics, prepare_contest, promote_candidate
+from tasks.gate import (
+    check_judgement,
+    conclude_gate,
+    judge_candidate,
+    list_baseline_metrics,
+    prepare_contest,
+    promote_candidate,
+)
 
 
 @flow(name="evaluate_checkpoint", retries=0, persist_result=False)
@@ -40,6 +47,7 @@ def evaluate_checkpoint(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefe
         device: For pictures and networks.
         settings: Of both runs: num_inference_steps, guidance_scale, seed, …
     """
+    check_judgement(rules, metrics)
     contest = prepare_contest(candidate, baseline, suite, out, settings or {})
     generation: dict[str, Any] = {"device": device, "execution": execution, "settings": contest.settings}
     generate_images(contest.manifest, contest.baseline_run, model=contest.baseline, **generation)

@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.generate_images import generate_images
 from tasks.evaluate import measure_pictures, show_evaluation
-from tasks.gate import judge_candidate, list_baseline_metrics
+from tasks.gate import check_judgement, judge_candidate, list_baseline_metrics
 from tasks.optimize import (
     conclude_optimization,
     name_candidate,
@@ -48,6 +48,7 @@ def optimize_model(  # noqa: PLR0913, PLR0917 - flat, for the form in Prefect's 
         options: Of calibration, sensitivity and kernels: percentile, prompts, error_budget, linear_only, granularity, …
         settings: Of both runs: num_inference_steps, guidance_scale, seed, …
     """
+    check_judgement(rules, metrics)
     work = prepare_optimization(model, profile, (calibration, suite), out, device, settings or {})
     artefact = quantise_checkpoint(work, options or {})
     contest = name_candidate(work, artefact)

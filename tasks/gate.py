@@ -93,6 +93,17 @@ def read_settings(settings: Mapping[str, Any], *decided: str) -> dict[str, Any]:
     return {name: getattr(built, name) for name in settings}
 
 
+def check_judgement(rules: str, metrics: Sequence[str] | None) -> None:
+    """Sees before any work that rules and metrics are known.
+
+    Raises:
+        UsageError: one is not.
+    """
+    read_rules(rules)
+    for name in metrics or ():
+        parse_request(name)
+
+
 def list_baseline_metrics(metrics: Sequence[str]) -> list[str]:
     """What the baseline is measured with: all but what would be measured against itself."""
     kept = [name for name in metrics if parse_request(name).scope != "paired"]

@@ -165,7 +165,8 @@ def name_candidate(work: Optimization, folder: str) -> Contest:
     from dgate_core.quant.artefact import read_artefact
 
     artefact = read_artefact(Path(folder))
-    settings = {**work.contest.settings, "profile": work.profile, "precision": work.precision, "lanes": 1}
+    # The precision is the baseline's, which is the one that the profile will serve in.
+    settings = {**work.contest.settings, "profile": work.profile, "lanes": 1}
     run = f"{work.contest.baseline_run}-{artefact.name}"
     return replace(work.contest, candidate_run=run, settings=settings)
 

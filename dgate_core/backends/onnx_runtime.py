@@ -48,6 +48,8 @@ class OnnxRuntimeBackend:
                 raise BackendUnfitError(
                     f"ONNX Runtime has no {request.precision} kernels on the CPU", "float32", "give --precision float32"
                 )
+        else:
+            artefact.find_file(ONNX_FILE)
         return OnnxDenoiser(model, request, artefact)
 
 

@@ -28,10 +28,11 @@ def _explain_absence(model: str, weights: str, request: BackendRequest, backend:
     """Says whether there is none, or none that passed."""
     kind = (request.quantization, backend)
     failed = [each for each in list_artefacts(weights) if (each.quantization, each.backend) == kind]
-    why = f", and {failed[0].name} did not pass" if failed else ""
+    ends = {"fail": "did not pass its gate", "undecided": "its gate could not decide"}
+    why = f", and {failed[0].name}: {ends.get(failed[0].decision, 'no gate has judged it yet')}" if failed else ""
     profile = next((name for name in PROFILES if find_profile(name, request.device).quantization == kind[0]), "turbo")
     return BackendUnfitError(
         f"there is no {kind[0]} of {model} for {backend}{why}",
         "an artefact that passed its gate",
-        f"run: dgate optimize {model} --profile {profile}" + (" with other --option KEY=VALUE" if failed else ""),
+        f"run: dgate optimize {model} --profile {profile}" + ("; its report says what to change" if failed else ""),
     )

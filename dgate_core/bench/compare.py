@@ -19,10 +19,11 @@ from dgate_core.engine.precision import choose_precision
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.errors import UsageError
 from dgate_core.evaluation.evaluate import EvaluateOptions, evaluate_run
+from dgate_core.evaluation.metric_request import parse_request
 from dgate_core.evaluation.results import MetricValue
 from dgate_core.evaluation.weights.store import has_weights
 from dgate_core.manifest.suites import SUITE_SCHEME, locate_suite
-from dgate_core.models.catalog import find_checkpoint
+from dgate_core.models.catalog import CATALOG, find_checkpoint
 from dgate_core.runs.layout import RESULTS_FILE
 from dgate_core.runs.settings import RunSettings
 from dgate_core.storage import open_storage
@@ -85,6 +86,10 @@ def measure_comparison(options: CompareOptions, tell: Callable[[str], object]) -
         DgateError: a model or a metric is not to be had.
     """
     contenders = read_contenders(options.contenders)
+    for contender in contenders:
+        find_checkpoint(contender.model)
+    for name in options.metrics:
+        parse_request(name)
     device = pick_device(options.device)
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +119,7 @@ def measure_comparison(options: CompareOptions, tell: Callable[[str], object]) -
 
 
 def read_contenders(texts: Sequence[str]) -> list[Contender]:
-    """Raises UsageError when there are fewer than two, or two alike."""
+    """Raises UsageError when there are fewer than two, two alike, or steps that are no number."""
     if len(set(texts)) < max(2, len(texts)):
         raise UsageError(
             f"contenders {', '.join(texts)}", "two or more, each different", "write, for instance: A B, or A A@10"
@@ -122,7 +127,11 @@ def read_contenders(texts: Sequence[str]) -> list[Contender]:
     found = []
     for text in texts:
         model, mark, steps = text.rpartition("@")
-        is_stepped = bool(mark) and steps.isdigit()
+        is_stepped = bool(mark) and steps.isdigit() and int(steps) > 0
+        if mark and not is_stepped and model in CATALOG:
+            raise UsageError(
+                f"{steps!r} steps of {model}", "a whole number above 0", f"write, for instance: {model}@10"
+            )
         found.append(Contender(text, model, int(steps)) if is_stepped else Contender(text, text))
     return found
 

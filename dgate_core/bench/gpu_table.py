@@ -21,6 +21,8 @@ from typing import Any, Final
 from dgate_core.bench.generation import PLAIN_BEST, PLAIN_ONE, GenerationBenchOptions, measure_generation
 from dgate_core.bench.machine import describe_machine, pick_device
 from dgate_core.bench.whole_path import WholePathOptions, measure_whole_path
+from dgate_core.errors import UsageError
+from dgate_core.registry import explain_unknown
 
 TABLE_FILE: Final = "table.json"
 SHORTEST_SECONDS: Final = 20.0
@@ -77,7 +79,13 @@ def run_table(options: TableOptions, tell: Callable[[str], object], table: Seque
 
     Returns:
         Machine, and a row for every contestant of every job, measured or not.
+
+    Raises:
+        UsageError: no case has one of the names.
     """
+    for name in options.only:
+        if name not in {job.name for job in table}:
+            raise explain_unknown("case", name, [job.name for job in table], UsageError)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + options.budget

@@ -6,8 +6,9 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Final
+
+from dgate_core.engine.precision import list_instructions
 
 PACKAGES: Final = (
     "torch",
@@ -48,7 +49,7 @@ def count_cores() -> int:
 
 def _describe_compute(device: str) -> dict[str, Any]:
     if device != "cuda":
-        return {"instructions": _list_instructions()}
+        return {"instructions": list_instructions()}
     import torch
 
     properties = torch.cuda.get_device_properties(0)
@@ -58,13 +59,6 @@ def _describe_compute(device: str) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
     }
-
-
-def _list_instructions(file: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """The processor's own that decide how fast 8 and 16 bits are; empty where Linux does not tell."""
-    known = {"amx_bf16", "amx_int8", "avx2", "avx512_bf16", "avx512_vnni", "avx_vnni", "asimddp", "bf16", "i8mm", "sve"}
-    words = file.read_text(encoding="utf-8").split() if file.is_file() else []
-    return sorted(known & set(words))
 
 
 def _list_packages() -> dict[str, str]:

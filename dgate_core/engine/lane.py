@@ -18,7 +18,7 @@ from dgate_core.engine.reports import LaneReport, Reporter
 from dgate_core.engine.stopping import StopSignal
 from dgate_core.engine.warm_models import open_pool
 from dgate_core.engine.writer import BatchWriter, Target
-from dgate_core.errors import ObjectNotFoundError, RunMismatchError
+from dgate_core.errors import ObjectNotFoundError, RunMismatchError, UsageError
 from dgate_core.manifest.plan_files import read_shard_index, read_shard_rows
 from dgate_core.manifest.shards import ShardInfo
 from dgate_core.models.catalog import find_checkpoint
@@ -317,14 +317,19 @@ def load_model(name: str, device: str, spec: RunSpec, planned: dict[str, Any]) -
 
 
 def choose_device(wanted: str) -> str:
-    """`auto` becomes cuda, mps or cpu, in this order."""
-    if wanted != "auto":
+    """`auto` becomes cuda, mps or cpu, in this order.
+
+    Raises:
+        UsageError: the machine has no such device.
+    """
+    if wanted == "cpu":
         return wanted
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found.get(wanted, True):
+        raise UsageError(f"device={wanted}, which PyTorch finds none of here", "cpu, or auto", "leave the device out")
+    return next((name for name, is_here in found.items() if is_here), "cpu") if wanted == "auto" else wanted
 
 
 def measure_memory_share(device: str) -> float:

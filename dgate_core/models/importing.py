@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgate_core.errors import ModelError
+from dgate_core.errors import ModelError, UsageError
 from dgate_core.models.aliases import read_aliases
 from dgate_core.models.catalog import CATALOG, find_checkpoint
-from dgate_core.models.imported import ImportedModel, check_name, register_model
+from dgate_core.models.imported import ImportedModel, check_name, find_imported, register_model
 from dgate_core.models.mirror import open_model, publish_model
 from dgate_core.models.model_manifest import ModelManifest, sum_files
 
@@ -24,6 +24,12 @@ class ImportOptions:
     """Default steps; None is the pipeline's own number."""
     guidance_scale: float | None = None
     """Default guidance; None is the pipeline's own."""
+    replaces: bool = False
+    """Whether the name may stand for another model already."""
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:
+            raise UsageError(f"guidance {self.guidance_scale}", "a number from 0 to 100")
 
 
 def import_to_registry(path: str, name: str, options: ImportOptions) -> ImportedModel:
@@ -34,6 +40,13 @@ def import_to_registry(path: str, name: str, options: ImportOptions) -> Imported
     """
     check_free(name)
     source, manifest, pipeline_class = describe_source(path, options)
+    before = find_imported(name)
+    if before is not None and not options.replaces and (before.source, before.manifest) != (str(source), manifest):
+        raise ModelError(
+            f"{name} is {before.source} already, with its own steps and guidance",
+            "a name that is free",
+            "give another --name, or --replace; aliases of it then stand for the new one, or say that it has changed",
+        )
     model = ImportedModel(name, str(source), pipeline_class, manifest)
     register_model(model)
     return model

@@ -76,17 +76,19 @@ class Artefact:
         return f"{self.quantization}-{self.backend}-{self.folder.name[:10]}"
 
     def find_file(self, name: str) -> Path:
-        """One of its files, unchanged.
+        """One of its files, unchanged, with what lies beside it.
 
         Raises:
             ModelError: it is not there, or not what was stored.
         """
-        path = self.folder / name
-        if name not in self.files or not path.is_file() or _hash_file(path) != self.files[name]:
-            raise ModelError(
-                f"{path} is missing or has changed", "the file as it was stored", "run dgate optimize again"
-            )
-        return path
+        # A graph's weights lie beside it, under its name and more.
+        for each in dict.fromkeys([name, *(other for other in self.files if other.startswith(f"{name}."))]):
+            path = self.folder / each
+            if each not in self.files or not path.is_file() or _hash_file(path) != self.files[each]:
+                raise ModelError(
+                    f"{path} is missing or has changed", "the file as it was stored", "run dgate optimize again"
+                )
+        return self.folder / name
 
 
 def list_artefacts(weights_hash: str) -> list[Artefact]:
@@ -141,7 +143,7 @@ def read_artefact(folder: Path) -> Artefact:
 
 
 def store_artefact(draft: Artefact) -> Artefact:
-    """Puts a finished folder into its place; the same files made again keep the place, and lose their old verdict.
+    """Puts a finished folder into its place; the same files made again keep place and verdict, until there is another.
 
     Args:
         draft: Its folder is moved; `files` and `created_at` are filled in here.
@@ -153,6 +155,9 @@ def store_artefact(draft: Artefact) -> Artefact:
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     place = _locate(draft.weights_hash) / f"{draft.quantization}-{draft.backend}" / digest[:16]
     made = replace(draft, files=files, created_at=time.time())
+    if (place / ARTEFACT_FILE).is_file():
+        before = read_artefact(place)
+        made = replace(made, decision=before.decision, quality=before.quality, speed=before.speed)
     try:
         write_record(made)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -94,12 +94,13 @@ def verify(name: str) -> int:
 @click.option("--to", "target", default="registry", show_default=True, help="registry, or a mirror: s3://bucket/models")
 @click.option("--licence", default="unknown", help="As its card states it.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Default steps; the pipeline's own when not given.")
-@click.option("--guidance", type=float, help="Default guidance; the pipeline's own when not given.")
-def import_model(path: str, name: str, target: str, licence: str, steps: int | None, guidance: float | None) -> None:
+@click.option("--guidance", type=click.FloatRange(0, 100), help="Default guidance; the pipeline's own when not given.")
+@click.option("--replace", is_flag=True, help="In the place of what the name stands for.")
+def import_model(path: str, name: str, target: str, **given: Any) -> None:
     """Gives the folder or single file PATH a name on this machine, or puts it into a mirror for all."""
     from dgate_core.models.importing import ImportOptions, import_to_mirror, import_to_registry
 
-    options = ImportOptions(licence, steps, guidance)
+    options = ImportOptions(given["licence"], given["steps"], given["guidance"], given["replace"])
     if target == "registry":
         model = import_to_registry(path, name, options)
         click.echo(f"{name} is {model.source} ({model.pipeline_class}); use it as --model {name}")
@@ -178,12 +179,14 @@ def _print_parts(described: ModelDescription) -> None:
 
 
 def _tabulate_imported(models: list[ImportedModel]) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("imported", "source", "pipeline", "licence", box=None)
     for model in models:
         there = "" if Path(model.source).exists() else " (not there)"
-        table.add_row(model.name, f"{model.source}{there}", model.pipeline_class, model.manifest.licence)
+        source, licence = escape(f"{model.source}{there}"), escape(model.manifest.licence)
+        table.add_row(model.name, source, model.pipeline_class, licence)
     return table
 
 
@@ -200,6 +203,7 @@ def _tabulate_aliases(aliases: list[Alias]) -> Table:
 
 
 def _tabulate_catalog() -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     from dgate_core.models.catalog import CATALOG
@@ -207,5 +211,7 @@ def _tabulate_catalog() -> Table:
     table = Table("name", "source", "steps", "guidance", "licence", box=None)
     for spec in CATALOG.values():
         source = "ships with D-Gate" if spec.revision is None else f"{spec.source}@{spec.revision[:8]}"
-        table.add_row(spec.name, source, str(spec.num_inference_steps), f"{spec.guidance_scale:g}", spec.licence)
+        table.add_row(
+            spec.name, source, str(spec.num_inference_steps), f"{spec.guidance_scale:g}", escape(spec.licence)
+        )
     return table

@@ -22,7 +22,7 @@ def test_contenders_carry_their_steps() -> None:
     assert (other.model, other.steps) == ("./my@folder", 12)
 
 
-@pytest.mark.parametrize("texts", [["one"], ["one", "one"]])
+@pytest.mark.parametrize("texts", [["one"], ["one", "one"], ["starter-unet", "starter-unet@nine"]])
 def test_fewer_than_two_contenders_are_refused(texts: list[str]) -> None:
     with pytest.raises(UsageError):
         read_contenders(texts)

@@ -210,6 +210,8 @@ def test_the_table_says_what_was_measured_and_what_was_not(tmp_path: Path) -> No
     assert {row["job"] for row in again["rows"]} == {"first", "cut"}, (
         "an earlier run's figures stay, another GPU's do not"
     )
+    with pytest.raises(UsageError, match="'thrid'"):
+        run_table(replace(options, only=("thrid",)), told.append, table)
     spent = run_table(TableOptions(str(tmp_path / "none"), budget=1.0, size="toy", device="cpu"), told.append)
     assert {row["job"] for row in spent["rows"]} == {job.name for job in TABLE}
     assert all(row["not_run"] == "the budget was spent" for row in spent["rows"])

@@ -14,7 +14,7 @@ from dgate_core.bench.variants import parse_variant, quantize_ungated
 from dgate_core.errors import MissingExtraError, UsageError
 from dgate_core.kernels import attention as kernel
 from dgate_core.models.families.latent import LatentModel
-from dgate_core.quant.artefact import PLAN_FILE
+from dgate_core.quant.artefact import PLAN_FILE, note_verdict
 from dgate_core.quant.attention import Fp8FluxAttention, has_attentions, quantise_attentions
 from dgate_core.quant.build import BuildOptions, build_artefact
 from dgate_core.quant.calibration import Calibration, CalibrationOptions, calibrate
@@ -137,6 +137,9 @@ def test_an_artefact_keeps_it(model: LatentModel, tmp_path: Path, monkeypatch: p
     assert read_plan(artefact.find_file(PLAN_FILE)).attention
     assert artefact.method["kernels"]["attention"] is True  # type: ignore[index] # a mapping of mappings
     assert "and the attention between them" in lines[-1]
+    note_verdict(artefact, "pass", {})
+    again = build_artefact(model, PROMPTS, options)
+    assert (again.folder, again.decision) == (artefact.folder, "pass"), "the same files are what was judged"
 
 
 def test_a_model_without_flux_s_attention_says_that_it_has_none(tmp_path: Path) -> None:

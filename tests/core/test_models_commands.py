@@ -151,11 +151,21 @@ def test_what_cannot_be_imported(call: Call, folder: Path, tmp_path: Path) -> No
     ):
         code, text = call("import", *arguments)
         assert (code, word in text) == (1, True), text
+    assert call("import", folder, "--name", "x", "--guidance", "nan")[0] == 2
     (folder / "model_index.json").write_text('{"_class_name": "StableVideoPipeline"}')
     code, text = call("import", folder, "--name", "x")
     assert (code, "unknown pipeline class" in text) == (1, True)
     assert call("verify", "sdxl")[1].startswith("error: sdxl is not on this machine")
     assert "dgate models pull s3://" in call("show", "s3://bucket/models/boats")[1]
+
+
+def test_a_name_is_given_anew_only_when_that_is_said(call: Call, folder: Path) -> None:
+    assert call("import", folder, "--name", "mine")[0] == 0
+    assert call("import", folder, "--name", "mine")[0] == 0, "the same again is no other"
+    code, text = call("import", folder, "--name", "mine", "--steps", "4")
+    assert (code, "--replace" in text) == (1, True), text
+    assert call("import", folder, "--name", "mine", "--steps", "4", "--replace")[0] == 0
+    assert "4" in call("show", "mine")[1]
 
 
 def test_a_folder_serves_as_a_mirror_too(call: Call, folder: Path, tmp_path: Path) -> None:

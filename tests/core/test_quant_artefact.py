@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_the_graph_has_integer_weights_and_no_float_copies(artefact: Artefact) -
     used = {name for node in graph.node for name in node.input}
     assert all(tensor.name in used for tensor in graph.initializer)
     onnx.checker.check_model(str(artefact.find_file(ONNX_FILE)))
+
+
+def test_a_graph_whose_weights_were_cut_off_is_not_opened(artefact: Artefact, tmp_path: Path) -> None:
+    copied = replace(artefact, folder=Path(shutil.copytree(artefact.folder, tmp_path / "copy")))
+    assert copied.find_file(ONNX_FILE).is_file()
+    beside = next(name for name in copied.files if name.startswith(f"{ONNX_FILE}."))
+    (copied.folder / beside).write_bytes((copied.folder / beside).read_bytes()[:-1])
+    with pytest.raises(ModelError, match=f"{beside} is missing or has changed"):
+        copied.find_file(ONNX_FILE)
 
 
 def test_tensorrt_gets_symmetric_pairs(artefact: Artefact, plain: Path, tmp_path: Path) -> None:

@@ -56,10 +56,12 @@ def run_flow(**parameters: Any) -> State[Any]:
     return state
 
 
-def test_an_artefact_that_passes_serves_under_the_profile(work: dict[str, Any], checkpoint: str) -> None:
+def test_an_artefact_that_passes_serves_under_the_profile(
+    work: dict[str, Any], checkpoint: str, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime")
     weights = find_checkpoint(checkpoint).weights_hash
-    record = run_flow(**work).result()
+    record = run_flow(**{**work, "settings": {"num_inference_steps": 2}}).result()
     assert record["passed"] is True, record["checks"]
     artefact = find_artefact(weights, "int8", "onnx_runtime")
     assert artefact is not None
@@ -68,6 +70,8 @@ def test_an_artefact_that_passes_serves_under_the_profile(work: dict[str, Any], 
     assert Path(record["page"]).is_file()
     run = json.loads((Path(record["candidate"].removeprefix("file://")) / "run.json").read_text())
     assert run["spec"]["profile"] == "turbo"
+    [baseline] = [each for each in tmp_path.glob("optimized/*/*/run.json") if "int8" not in str(each)]
+    assert json.loads(baseline.read_text())["spec"]["precision"] == run["spec"]["precision"], "as it will serve"
 
 
 def test_an_artefact_that_fails_is_kept_and_never_served(work: dict[str, Any], checkpoint: str, tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_an_artefact_that_fails_is_kept_and_never_served(work: dict[str, Any], c
     assert [each.decision for each in list_artefacts(weights)] == ["fail"]
     assert find_artefact(weights, "int8", "onnx_runtime") is None
     request = BackendRequest("cpu", "float32", quantization="int8")
-    with pytest.raises(BackendUnfitError, match=r"int8-onnx_runtime-\w+ did not pass") as caught:
+    with pytest.raises(BackendUnfitError, match=r"int8-onnx_runtime-\w+: did not pass") as caught:
         find_wanted_artefact(load(checkpoint), request, "onnx_runtime")
     assert f"dgate optimize {load(checkpoint).checkpoint.spec.name} --profile turbo" in str(caught.value)
 
@@ -116,6 +120,8 @@ def test_calibration_prompts_that_judge_are_refused(work: dict[str, Any]) -> Non
         ({"profile": "turbbo"}, UsageError, "turbo"),
         ({"options": {"percentle": 1}}, UsageError, "percentile"),
         ({"options": {"percentile": 10}}, UsageError, "90"),
+        ({"rules": "nonsense"}, UsageError, "int8"),
+        ({"metrics": ["psnr", "nonsense"]}, UsageError, "nonsense"),
         ({"settings": {"num_inference_steps": "many"}}, ConfigError, "a whole number"),
         # The baseline would be what its own artefact of before makes of it.
         ({"settings": {"profile": "turbo"}}, ConfigError, "leave profile out"),

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from dgate_core.backends.contract import BackendRequest, PreparedDenoiser
-from dgate_core.errors import BackendUnfitError, DgateError, MissingExtraError, ModelError, StorageError
+from dgate_core.errors import BackendUnfitError, DgateError, MissingExtraError, StorageError
 from dgate_core.manifest.item import BatchKey
 from dgate_core.models.families.contract import Samples, Serving
 from dgate_core.models.families.latent import LatentModel
-from dgate_core.models.profiles import BACKENDS, EXACT, Profile
+from dgate_core.models.profiles import BACKENDS, EXACT, Profile, check_steps
 from dgate_core.models.savers.installing import apply_savers
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def serve_model(model: LatentModel, profile: Profile, *, is_strict: bool = False
         ModelError: the checkpoint is not for this profile.
         DgateError: none of the profile's backends serves.
     """
-    check_steps(model, profile)
+    check_steps(model.checkpoint.spec, profile)
     if profile.name == EXACT:
         return model
     names = apply_savers(model, profile.savers, strict=is_strict)
@@ -42,17 +42,6 @@ def serve_model(model: LatentModel, profile: Profile, *, is_strict: bool = False
     serving = replace(serving, quantization=profile.quantization, savers=names)
     model.serve_by(ServedDenoiser(model, profile.backends, request, serving))
     return model
-
-
-def check_steps(model: LatentModel, profile: Profile) -> None:
-    """Raises ModelError for a draft with a checkpoint that needs many steps."""
-    spec = model.checkpoint.spec
-    if profile.most_steps is not None and spec.num_inference_steps > profile.most_steps:
-        raise ModelError(
-            f"{spec.name} takes {spec.num_inference_steps} steps, so it is none for the profile {profile.name}",
-            f"a distilled checkpoint, of at most {profile.most_steps} steps",
-            "take sdxl-turbo or flux-schnell, or say so of your own: dgate models import FOLDER --name N --steps 4",
-        )
 
 
 class ServedDenoiser:

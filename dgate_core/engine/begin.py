@@ -18,7 +18,7 @@ from dgate_core.manifest.summary import PlanSummary
 from dgate_core.models.catalog import find_checkpoint
 from dgate_core.models.devices import count_gpus
 from dgate_core.models.limits import find_limits
-from dgate_core.models.profiles import check_profile
+from dgate_core.models.profiles import check_profile, check_steps, find_profile
 from dgate_core.runs.identity import check_same_identity, describe_identity, fingerprint_identity
 from dgate_core.runs.settings import RunSettings, settings_to_spec
 from dgate_core.runs.spec import Precision, RunSpec
@@ -71,12 +71,16 @@ def open_run(manifest_uris: Sequence[str], out: str, settings: RunSettings) -> O
 
 
 def plan_new_run(store: RunStore, manifest: Manifest, settings: RunSettings) -> OpenedRun:
-    """Writes the plan, then run.json."""
+    """Writes the plan, then run.json; raises ModelError where the profile is not for a model."""
     started = time.time()
     spec = settings_to_spec(settings, resolve_precision(settings))
     finder = ModelFinder()
     options = PlanOptions(ShardOptions(settings.rows_per_shard, lanes=count_lanes(settings)), strict=settings.strict)
     summary = plan_run(manifest, spec, finder, store.storage, options)
+    # The device matters not here: no profile asks for fewer steps on another.
+    profile = find_profile(settings.profile, "cpu")
+    for model in finder.found:
+        check_steps(find_checkpoint(model).spec, profile)
     models = describe_models(finder.found)
     name = store.uri.rstrip("/").rpartition("/")[2]
     about = describe_run(manifest, spec, models, summary, started)

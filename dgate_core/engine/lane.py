@@ -328,7 +328,11 @@ def choose_device(wanted: str) -> str:
 
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not found.get(wanted, True):
-        raise UsageError(f"device={wanted}, which PyTorch finds none of here", "cpu, or auto", "leave the device out")
+        raise UsageError(
+            f"device={wanted}, which PyTorch finds none of here",
+            "cpu, or auto",
+            "leave the device out; where the lanes run elsewhere, name the precision too",
+        )
     return next((name for name, is_here in found.items() if is_here), "cpu") if wanted == "auto" else wanted
 
 

@@ -105,7 +105,8 @@ def check_promoted(name: str, weights_sha256: str) -> None:
         raise ModelError(
             f"{name} stands for {alias.current.model}, whose weights have changed since it was promoted",
             f"weights {alias.current.weights_sha256[:12]}, found {weights_sha256[:12]}",
-            f"bring the weights back, or pass the gate with the new ones; `dgate models rollback {name}` goes back",
+            "bring the weights back, or pass the gate with the new ones"
+            + (f"; `dgate models rollback {name}` goes back" if len(alias.history) > 1 else ""),
         )
 
 

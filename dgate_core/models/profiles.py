@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from dgate_core.errors import UsageError
+from dgate_core.errors import ModelError, UsageError
+from dgate_core.models.spec import CheckpointSpec
 from dgate_core.registry import Registry, explain_unknown
 
 BACKENDS: Final = Registry(
@@ -98,3 +99,13 @@ def check_profile(name: str) -> None:
     """Raises UsageError for a name that is neither a profile nor a backend."""
     if name not in PROFILES and name not in BACKENDS.names():
         raise explain_unknown("profile", name, [*PROFILES, *BACKENDS.names()], UsageError)
+
+
+def check_steps(spec: CheckpointSpec, profile: Profile) -> None:
+    """Raises ModelError for a draft with a checkpoint that needs many steps."""
+    if profile.most_steps is not None and spec.num_inference_steps > profile.most_steps:
+        raise ModelError(
+            f"{spec.name} takes {spec.num_inference_steps} steps, so it is none for the profile {profile.name}",
+            f"a distilled checkpoint, of at most {profile.most_steps} steps",
+            "take sdxl-turbo or flux-schnell, or say so of your own: dgate models import FOLDER --name N --steps 4",
+        )

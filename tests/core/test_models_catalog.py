@@ -8,15 +8,15 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from dgate_core.backends.opening import check_steps
+from dgate_core.engine.begin import open_run
 from dgate_core.errors import ModelError
 from dgate_core.models.aliases import REGISTRY_VARIABLE
-from dgate_core.models.catalog import CATALOG
+from dgate_core.models.catalog import CATALOG, find_checkpoint
 from dgate_core.models.hub import list_patterns
 from dgate_core.models.importing import ImportOptions, import_to_registry
-from dgate_core.models.profiles import find_profile
+from dgate_core.models.profiles import check_steps, find_profile
 from dgate_core.models.spec import FAMILIES, PIPELINES, CheckpointSpec
-from tests.core.test_backends import load
+from dgate_core.runs.settings import RunSettings
 from tests.tiny import make_lcm, make_sd
 
 FROM_THE_HUB = [spec for spec in CATALOG.values() if not Path(spec.source).is_absolute()]
@@ -49,7 +49,12 @@ def test_a_folder_is_for_a_draft_by_its_class_or_by_the_steps_that_it_was_import
     monkeypatch.setenv(REGISTRY_VARIABLE, str(tmp_path / "models.json"))
     draft, folder = find_profile("draft", "cpu"), str(make_sd(tmp_path / "mine"))
     with pytest.raises(ModelError, match="dgate models import FOLDER --name N --steps 4"):
-        check_steps(load(folder), draft)
+        check_steps(find_checkpoint(folder).spec, draft)
     import_to_registry(folder, "mine", ImportOptions(num_inference_steps=4, guidance_scale=0.0))
-    check_steps(load("mine"), draft)
-    check_steps(load(str(make_lcm(tmp_path / "lcm", kind=diffusers.LatentConsistencyModelPipeline))), draft)
+    check_steps(find_checkpoint("mine").spec, draft)
+    lcm = make_lcm(tmp_path / "lcm", kind=diffusers.LatentConsistencyModelPipeline)
+    check_steps(find_checkpoint(str(lcm)).spec, draft)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a boat"}\n')
+    with pytest.raises(ModelError, match="none for the profile draft"):
+        open_run([str(tmp_path / "rows.jsonl")], str(tmp_path / "run"), RunSettings(model=folder, profile="draft"))
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -108,8 +108,10 @@ def _build(shape: _Shape) -> Callable[..., None] | None:
     """cuDNN's graph of a shape; None, with a warning, where cuDNN has none."""
     import cudnn
 
-    with torch.cuda.device(shape.device):
-        handle = _handles.setdefault(shape.device, cudnn.create_handle())
+    if shape.device not in _handles:
+        with torch.cuda.device(shape.device):
+            _handles[shape.device] = cudnn.create_handle()
+    handle = _handles[shape.device]
     fp8, real = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
     graph = cudnn.pygraph(io_data_type=fp8, intermediate_data_type=real, compute_data_type=real, handle=handle)
     sides = zip("qkv", (shape.query, shape.key, shape.key), shape.strides, strict=True)

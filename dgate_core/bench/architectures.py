@@ -290,7 +290,7 @@ def draw_embeddings(
 ) -> tuple[PromptEmbedding, ...]:
     """Random embeddings in the place of the text encoders', each from its own prompt.
 
-    Drawn where they are read: a copy from the host's memory would wait for the batch before, which no encoder's does.
+    Drawn where they are read: a copy of that size from the host's memory would wait for the batch before.
     """
     import torch
 

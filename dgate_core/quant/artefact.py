@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -155,7 +155,8 @@ def store_artefact(draft: Artefact) -> Artefact:
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     place = _locate(draft.weights_hash) / f"{draft.quantization}-{draft.backend}" / digest[:16]
     made = replace(draft, files=files, created_at=time.time())
-    if (place / ARTEFACT_FILE).is_file():
+    # A record that cannot be read has no verdict to keep: making it again is what mends it.
+    with suppress(ModelError):
         before = read_artefact(place)
         made = replace(made, decision=before.decision, quality=before.quality, speed=before.speed)
     try:

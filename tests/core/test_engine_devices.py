@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dgate_core.engine import precision
 from dgate_core.engine.lane import choose_device
 from dgate_core.engine.precision import choose_cpu_precision, list_instructions
 from dgate_core.errors import UsageError
@@ -32,3 +33,11 @@ def test_a_processor_with_matrix_instructions_takes_sixteen_bits_without_a_clock
         pytest.skip("no AMX here")
     choose_cpu_precision.cache_clear()
     assert choose_cpu_precision() == "bfloat16"
+
+
+def test_other_processors_go_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "list_instructions", list)
+    choose_cpu_precision.cache_clear()
+    assert choose_cpu_precision() in {"bfloat16", "float32"}
+    assert precision._time_blocks(torch.float32, torch.bfloat16) > 0
+    choose_cpu_precision.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dgate_core.bench.variants import parse_variant, quantize_ungated
 from dgate_core.errors import MissingExtraError, UsageError
 from dgate_core.kernels import attention as kernel
 from dgate_core.models.families.latent import LatentModel
-from dgate_core.quant.artefact import PLAN_FILE, note_verdict
+from dgate_core.quant.artefact import ARTEFACT_FILE, PLAN_FILE, note_verdict
 from dgate_core.quant.attention import Fp8FluxAttention, has_attentions, quantise_attentions
 from dgate_core.quant.build import BuildOptions, build_artefact
 from dgate_core.quant.calibration import Calibration, CalibrationOptions, calibrate
@@ -25,6 +26,7 @@ from dgate_core.quant.sensitivity import SensitivityOptions, compare_predictions
 from tests.core.test_backends import load
 from tests.tiny_dit import make_flux, make_sd3
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton comes with PyTorch on Linux")
 OPTIONS = CalibrationOptions(method="max", prompts=2, num_inference_steps=2, replayed_steps=2)
 PROMPTS = ["a blue boat", "two red houses"]
 
@@ -140,6 +142,9 @@ def test_an_artefact_keeps_it(model: LatentModel, tmp_path: Path, monkeypatch: p
     note_verdict(artefact, "pass", {})
     again = build_artefact(model, PROMPTS, options)
     assert (again.folder, again.decision) == (artefact.folder, "pass"), "the same files are what was judged"
+    (again.folder / ARTEFACT_FILE).write_text("{")
+    mended = build_artefact(model, PROMPTS, options)
+    assert (mended.folder, mended.decision) == (artefact.folder, "none"), "nobody can read what was said of it"
 
 
 def test_a_model_without_flux_s_attention_says_that_it_has_none(tmp_path: Path) -> None:
